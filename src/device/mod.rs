@@ -1,0 +1,3 @@
+//! Where numbers are computed.
+
+pub mod cpu;

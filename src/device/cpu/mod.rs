@@ -1,1 +1,40 @@
 //! The CPU: vector kernels chosen at run time, spread over rayon's threads in a fixed order.
+//!
+//! Everything here works on slices; tensors, shapes and gradients belong to the layers above. Activations are
+//! channels last, `[n, h, w, c]`, contiguous.
+//!
+//! | file | holds |
+//! |---|---|
+//! | [`simd`] | which instructions this machine has, and the macro that compiles a loop for each of them |
+//! | [`math`] | `exp`, `tanh`, `sigmoid` that the compiler can vectorise |
+//! | [`rows`] | row-wise loops over threads, sums over columns |
+//! | [`gemm`] | matrix product: blocking and threads (`pack`: gathering of operands, `microkernel`: the register tile) |
+//! | [`conv`] | dense convolution as matrix products over patches that are never written to memory |
+//! | [`depthwise`] | convolution of each channel by itself |
+//!
+//! Two promises hold for every function:
+//!
+//! * **The bits do not depend on the number of threads.** Work is cut by shape alone and partial sums are added in a
+//!   fixed order. Another SIMD level may round differently.
+//! * **Outputs are overwritten**, never read first: they may hold NaN on entry.
+//!
+//! Slices of a length that does not fit the given sizes are a bug of the caller and panic.
+
+pub mod conv;
+pub mod depthwise;
+pub mod gemm;
+pub mod math;
+mod microkernel;
+mod pack;
+pub mod rows;
+pub mod simd;
+#[cfg(test)]
+mod testing;
+
+pub use conv::{ConvGeometry, conv2d_backward_input, conv2d_backward_weight, conv2d_forward};
+pub use depthwise::{DepthwiseGeometry, depthwise_backward_input, depthwise_backward_weight, depthwise_forward};
+pub use gemm::{Matrix, gemm, no_epilogue, row_block};
+pub use math::{exp_f32, sigmoid_f32, tanh_f32};
+pub use pack::{PackA, PackB};
+pub use rows::{column_sums, par_rows};
+pub use simd::{Simd, simd};

@@ -1,0 +1,142 @@
+//! Row-wise loops over threads, and sums over columns: `sums[j] = Σ_i x[i, j]`.
+//!
+//! Work is cut into blocks of rows by shape alone, so that results do not depend on the number of threads.
+
+use rayon::prelude::*;
+use std::cell::Cell;
+
+/// About how many floats one task should touch: large against the cost of a task, small against the L2 cache.
+const TASK_FLOATS: usize = 32 * 1024;
+
+/// Rows of one task when each has `width` floats: at least 1.
+pub fn rows_per_task(width: usize) -> usize {
+    (TASK_FLOATS / width.max(1)).max(1)
+}
+
+/// Calls `f(first_row, rows)` on consecutive blocks of at least `min_rows` rows (the last may be shorter) of
+/// `data: [rows, width]`, in parallel when there is more than one block.
+///
+/// # Panics
+/// If `data` is not a whole number of rows.
+pub fn par_rows(data: &mut [f32], width: usize, min_rows: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+    if data.is_empty() {
+        return;
+    }
+    assert!(width > 0 && data.len().is_multiple_of(width), "par_rows: {} floats, rows of {width}", data.len());
+    let block = min_rows.max(rows_per_task(width));
+    chunks(data.len() > block * width, data, block * width, |i, rows| f(i * block, rows));
+}
+
+/// Sum of every column of `x: [rows, c]`, in f64: blocks of rows are summed in parallel, then added in order.
+///
+/// # Panics
+/// If `x` is not a whole number of rows.
+pub fn column_sums(x: &[f32], c: usize) -> Vec<f64> {
+    if c == 0 || x.is_empty() {
+        return vec![0.0; c];
+    }
+    assert!(x.len().is_multiple_of(c), "column_sums: {} floats, rows of {c}", x.len());
+    let block = rows_per_task(c).max(64) * c;
+    let sum = |rows: &[f32]| {
+        let mut sums = vec![0.0f64; c];
+        for row in rows.chunks_exact(c) {
+            sums.iter_mut().zip(row).for_each(|(s, &v)| *s += f64::from(v));
+        }
+        sums
+    };
+    let partials: Vec<_> = if x.len() <= block { vec![sum(x)] } else { x.par_chunks(block).map(sum).collect() };
+    add_in_order(partials)
+}
+
+/// Adds vectors of equal length, first to last.
+fn add_in_order(mut partials: Vec<Vec<f64>>) -> Vec<f64> {
+    let (first, rest) = partials.split_first_mut().expect("at least one block of rows");
+    for partial in rest {
+        first.iter_mut().zip(partial.iter()).for_each(|(s, v)| *s += v);
+    }
+    std::mem::take(first)
+}
+
+/// `f(index, chunk)` on every chunk of `size` floats, over threads if `parallel`.
+pub(super) fn chunks(parallel: bool, data: &mut [f32], size: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+    if parallel {
+        data.par_chunks_mut(size).enumerate().for_each(|(i, chunk)| f(i, chunk));
+    } else {
+        data.chunks_mut(size).enumerate().for_each(|(i, chunk)| f(i, chunk));
+    }
+}
+
+/// One cache line, so that buffers start on one.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
+// SAFETY: 16 floats and nothing else: any bits are a value, and 64 bytes need no padding.
+unsafe impl bytemuck::Zeroable for Line {}
+// SAFETY: as above.
+unsafe impl bytemuck::Pod for Line {}
+
+thread_local! {
+    /// Buffers that earlier calls on this thread gave back.
+    static SPARE: Cell<Vec<Vec<Line>>> = const { Cell::new(Vec::new()) };
+}
+
+/// Lends `f` a buffer of `len` floats that starts on a cache line and holds whatever was left in it. Buffers are kept
+/// for the next call: pages that the system has to clear cost as much as the packing they are used for.
+pub(super) fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+    let mut spare = SPARE.take();
+    let mut buffer = spare.pop().unwrap_or_default();
+    SPARE.set(spare);
+    let lines = len.div_ceil(16);
+    if buffer.len() < lines {
+        buffer.resize(lines, Line([0.0; 16]));
+    }
+    let result = f(&mut bytemuck::cast_slice_mut(&mut buffer)[..len]);
+    let mut spare = SPARE.take();
+    spare.push(buffer);
+    // The largest goes first next time, so that buffers do not all grow to the largest size.
+    spare.sort_by_key(Vec::len);
+    SPARE.set(spare);
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{random, same_bits_for_1_and_2_threads};
+    use super::*;
+
+    #[test]
+    fn rows_are_visited_once_each() {
+        for (rows, width) in [(1, 1), (1000, 433), (7, 100_000), (0, 5)] {
+            let mut data = vec![f32::NAN; rows * width];
+            par_rows(&mut data, width, 3, |first, block| {
+                for (i, row) in block.chunks_exact_mut(width).enumerate() {
+                    row.fill((first + i) as f32);
+                }
+            });
+            assert!(data.iter().enumerate().all(|(i, &v)| v == (i / width) as f32));
+        }
+    }
+
+    #[test]
+    fn column_sums_are_right_and_reproducible() {
+        for (rows, c) in [(1, 1), (1000, 433), (5000, 7), (3, 0), (0, 4)] {
+            let x = random(rows * c, 3);
+            let sums = same_bits_for_1_and_2_threads(|| column_sums(&x, c));
+            assert_eq!(sums.len(), c);
+            for (j, &s) in sums.iter().enumerate() {
+                let want: f64 = (0..rows).map(|i| f64::from(x[i * c + j])).sum();
+                assert!((s - want).abs() <= 1e-10 * (rows as f64), "{rows}x{c}");
+            }
+        }
+    }
+
+    #[test]
+    fn scratch_starts_on_a_cache_line_and_nests() {
+        with_scratch(100, |a| {
+            a.fill(1.0);
+            with_scratch(1000, |b| b.fill(2.0));
+            assert!(a.len() == 100 && a.iter().all(|&v| v == 1.0) && a.as_ptr().addr().is_multiple_of(64));
+        });
+    }
+}

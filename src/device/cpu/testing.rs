@@ -1,0 +1,33 @@
+//! What the tests of the kernels share: random data, tolerances from f64 truth, runs on 1 and 2 threads.
+
+/// Numbers in about [-1, 1), the same for the same seed.
+pub fn random(len: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(0x1234_5678_9ABC_DEF1);
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// Asserts that `got` is at most as far from the truth as 4 times what a plain f32 loop is, plus a few roundings of
+/// the sum of absolute products (`scale`).
+pub fn assert_close(got: &[f32], plain: &[f32], truth: &[f64], scale: &[f64], what: &str) {
+    assert!(got.len() == truth.len() && plain.len() == truth.len() && scale.len() == truth.len(), "{what}");
+    let error = |x: &[f32]| x.iter().zip(truth).map(|(&g, &t)| (f64::from(g) - t).abs()).fold(0.0, f64::max);
+    let allowed = 4.0 * error(plain);
+    for (i, (&g, &t)) in got.iter().zip(truth).enumerate() {
+        let tolerance = allowed + 4.0 * f64::from(f32::EPSILON) * scale[i];
+        assert!((f64::from(g) - t).abs() <= tolerance, "{what}: [{i}] is {g}, not {t} (tolerance {tolerance:e})");
+    }
+}
+
+/// Result of `f`, after asserting that 1 and 2 threads give the same one.
+pub fn same_bits_for_1_and_2_threads<T: PartialEq + std::fmt::Debug + Send>(f: impl Fn() -> T + Sync) -> T {
+    let on = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(&f);
+    let (one, two) = (on(1), on(2));
+    assert!(one == two, "the result depends on the number of threads");
+    one
+}

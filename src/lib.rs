@@ -14,6 +14,7 @@ pub mod device;
 pub mod error;
 pub mod heatmap;
 pub mod metrics;
+pub mod rng;
 pub mod score;
 
 pub use error::{Error, Result};

@@ -9,12 +9,20 @@
 //! ```
 #![warn(missing_docs)]
 
+pub mod buffer;
+pub mod check;
 pub mod data;
 pub mod device;
 pub mod error;
 pub mod heatmap;
 pub mod metrics;
+pub mod op;
+pub mod ops;
+pub mod real;
 pub mod rng;
 pub mod score;
+pub mod shape;
+pub mod tape;
+pub mod tensor;
 
 pub use error::{Error, Result};

@@ -36,5 +36,6 @@ pub use depthwise::{DepthwiseGeometry, depthwise_backward_input, depthwise_backw
 pub use gemm::{Matrix, gemm, no_epilogue, row_block};
 pub use math::{exp_f32, sigmoid_f32, tanh_f32};
 pub use pack::{PackA, PackB};
-pub use rows::{column_sums, par_rows};
+pub use rows::{CHUNK, add_assign, blocked_sums, column_sums, par_rows};
+pub(crate) use simd::simd_fn;
 pub use simd::{Simd, simd};

@@ -4,9 +4,41 @@
 
 use rayon::prelude::*;
 use std::cell::Cell;
+use std::ops::Range;
 
 /// About how many floats one task should touch: large against the cost of a task, small against the L2 cache.
 const TASK_FLOATS: usize = 32 * 1024;
+
+/// Values of one task of an element-wise loop.
+pub const CHUNK: usize = TASK_FLOATS;
+
+/// `sum += x`, element by element.
+pub fn add_assign(sum: &mut [f32], x: &[f32]) {
+    sum.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(sum, x)| {
+        sum.iter_mut().zip(x).for_each(|(s, &x)| *s += x);
+    });
+}
+
+/// Column sums over `rows` rows of `width` values, taken in f32 over a few rows at a time and from there in f64.
+///
+/// `add(range of rows, sums)` adds those rows to f32 sums that start at zero.
+pub fn blocked_sums<const N: usize>(
+    rows: usize,
+    width: usize,
+    add: impl Fn(Range<usize>, [&mut [f32]; N]),
+) -> [Vec<f64>; N] {
+    const BLOCK: usize = 64;
+    let mut sums = [(); N].map(|()| vec![0.0f64; width]);
+    let mut block = [(); N].map(|()| vec![0.0f32; width]);
+    for first in (0..rows).step_by(BLOCK) {
+        block.iter_mut().for_each(|b| b.fill(0.0));
+        add(first..(first + BLOCK).min(rows), block.each_mut().map(|b| &mut b[..]));
+        for (sum, block) in sums.iter_mut().zip(&block) {
+            sum.iter_mut().zip(block).for_each(|(s, &b)| *s += f64::from(b));
+        }
+    }
+    sums
+}
 
 /// Rows of one task when each has `width` floats: at least 1.
 pub fn rows_per_task(width: usize) -> usize {

@@ -114,34 +114,35 @@ pub const PORTABLE_FMA: bool = cfg!(any(target_arch = "aarch64", target_feature 
 /// The function made takes a [`Simd`] before the written arguments, which lets a test run each level. The body is
 /// inlined into one wrapper per level, where the compiler vectorises it with that level's registers; what the body
 /// calls must be `#[inline(always)]` to come along. `FMA` names a constant that is true where [`mul_add`] is one
-/// instruction. Call it on whole rows or chunks: the choice costs a jump, and the call cannot be inlined.
+/// instruction. One more constant may follow it, `<FMA, const KIND: u8>`, given by the caller: a choice made outside the
+/// loop. Call it on whole rows or chunks: the choice costs a jump, and the call cannot be inlined.
 macro_rules! simd_fn {
-    ($($(#[$meta:meta])* $vis:vis fn $name:ident<$fma:ident>($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block)+) => {$(
+    ($($(#[$meta:meta])* $vis:vis fn $name:ident<$fma:ident $(, const $g:ident: $gt:ty)?>($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block)+) => {$(
         $(#[$meta])*
         #[allow(clippy::too_many_arguments)]
-        $vis fn $name(level: $crate::device::cpu::simd::Simd, $($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name$(<const $g: $gt>)?(level: $crate::device::cpu::simd::Simd, $($arg: $ty),*) $(-> $ret)? {
             #[allow(clippy::too_many_arguments)]
             #[inline(always)]
-            fn body<const $fma: bool>($($arg: $ty),*) $(-> $ret)? $body
+            fn body<const $fma: bool $(, const $g: $gt)?>($($arg: $ty),*) $(-> $ret)? $body
 
             #[allow(clippy::too_many_arguments)]
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")]
-            fn avx512($($arg: $ty),*) $(-> $ret)? { body::<true>($($arg),*) }
+            fn avx512$(<const $g: $gt>)?($($arg: $ty),*) $(-> $ret)? { body::<true $(, $g)?>($($arg),*) }
 
             #[allow(clippy::too_many_arguments)]
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
-            fn avx2($($arg: $ty),*) $(-> $ret)? { body::<true>($($arg),*) }
+            fn avx2$(<const $g: $gt>)?($($arg: $ty),*) $(-> $ret)? { body::<true $(, $g)?>($($arg),*) }
 
             match level.level() {
                 // SAFETY: a `Simd` of this level exists only where these features were detected.
                 #[cfg(target_arch = "x86_64")]
-                $crate::device::cpu::simd::Level::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::device::cpu::simd::Level::Avx512 => unsafe { avx512$(::<$g>)?($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::device::cpu::simd::Level::Avx2 => unsafe { avx2($($arg),*) },
-                _ => body::<{ $crate::device::cpu::simd::PORTABLE_FMA }>($($arg),*),
+                $crate::device::cpu::simd::Level::Avx2 => unsafe { avx2$(::<$g>)?($($arg),*) },
+                _ => body::<{ $crate::device::cpu::simd::PORTABLE_FMA } $(, $g)?>($($arg),*),
             }
         }
     )+};

@@ -1,0 +1,400 @@
+//! BatchNorm, squeeze-excite and hard-swish in one op, as a MobileNetV3 bottleneck chains them after its depthwise
+//! convolution:
+//!
+//! `t = BN(x)`, `g = hsigmoid(relu(mean_hw(t) · v1) · v2)`, `y = hswish(t ⊙ g)`
+//!
+//! x, y: `[N, H, W, E]`; gamma, beta: `[E]`; v1: `[E, S]`, v2: `[S, E]`, no biases. PyTorch: `batch_norm`, `mean`, two
+//! `linear`, `relu`, `hardsigmoid`, `hardswish`. Inputs `x, gamma, beta, v1, v2` and, with running statistics, `mean,
+//! var`. Outputs y, mean `[G, E]`, var `[G, E]` (copies of the given ones when frozen) and the image means of x `[N, E]`.
+//!
+//! The mean of an affine map is the affine map of the mean, so the gate needs no pass of its own: forward walks x twice
+//! (moments, apply). Backward walks x and dy twice: with `u = t g`, `du = dy · hswish'(u)`, the per-image sums of `du` and
+//! `du · x̂` give the gradient of the gate (`Σ du·t`), of v1, v2, gamma and beta, and all that dx needs:
+//! `dt = du · g + dt̄/P`, `dx = a (dt − Σdt/M − x̂ Σ(dt·x̂)/M)`.
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::activation::Kind;
+use super::batch_norm::{Statistics, moments};
+use super::normalise::{Affine, group_images, group_moments, group_of_image, image_moments};
+use crate::device::cpu::{blocked_sums, simd, simd_fn};
+use crate::error::Result;
+use crate::op::{Arg, Case, Op, expect_inputs, expect_nhwc, expect_shape, refuse};
+use crate::real::Real;
+use crate::shape::Shape;
+
+/// See the head of this file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BatchNormSqueezeExcite {
+    /// Added to the variance.
+    pub eps: f64,
+    /// Number of ghost groups of a batch; given statistics are one group, whatever it says.
+    pub groups: usize,
+    /// Where mean and variance come from.
+    pub statistics: Statistics,
+}
+
+/// The gate of every image and what led to it.
+struct Gate<T> {
+    /// Mean of t over each image, `[N, E]`.
+    pooled: Vec<T>,
+    /// After the relu, `[N, S]`.
+    hidden: Vec<T>,
+    /// Before the hard sigmoid, `[N, E]`.
+    logit: Vec<T>,
+    /// `[N, E]`.
+    gate: Vec<T>,
+}
+
+/// `[rows, inner] · [inner, cols]`; the operands of a gate are a few kilobytes.
+fn small_matmul<T: Real>(a: &[T], b: &[T], inner: usize) -> Vec<T> {
+    let cols = b.len() / inner;
+    let mut c = vec![T::zero(); a.len() / inner * cols];
+    for (a, c) in a.chunks_exact(inner).zip(c.chunks_exact_mut(cols)) {
+        for (&a, b) in a.iter().zip(b.chunks_exact(cols)) {
+            for (c, &b) in c.iter_mut().zip(b) {
+                *c += a * b;
+            }
+        }
+    }
+    c
+}
+
+/// `[cols, rows]` of `[rows, cols]`.
+fn transposed<T: Real>(a: &[T], cols: usize) -> Vec<T> {
+    (0..cols).flat_map(|k| a.iter().skip(k).step_by(cols).copied()).collect()
+}
+
+impl<T: Real> Gate<T> {
+    fn new(pooled: Vec<T>, v1: Arg<T>, v2: Arg<T>) -> Self {
+        let mut hidden = small_matmul(&pooled, v1.data, v1.shape[0]);
+        hidden.iter_mut().for_each(|h| *h = Kind::Relu.value(*h));
+        let logit = small_matmul(&hidden, v2.data, v2.shape[0]);
+        let gate = logit.iter().map(|&s| Kind::HardSigmoid.value(s)).collect();
+        Gate { pooled, hidden, logit, gate }
+    }
+
+    /// From the gradient of the gate to those of the pooled means, v1 and v2.
+    fn backward(&self, dgate: &[T], v1: Arg<T>, v2: Arg<T>) -> [Vec<T>; 3] {
+        let (e, s) = (v1.shape[0], v1.shape[1]);
+        let dlogit: Vec<T> = dgate.iter().zip(&self.logit).map(|(&d, &z)| d * Kind::HardSigmoid.slope(z)).collect();
+        let mut dhidden = small_matmul(&dlogit, &transposed(v2.data, e), e);
+        dhidden.iter_mut().zip(&self.hidden).for_each(|(d, &h)| *d = *d * Kind::Relu.slope(h));
+        let n = self.pooled.len() / e;
+        let dv2 = small_matmul(&transposed(&self.hidden, s), &dlogit, n);
+        let dv1 = small_matmul(&transposed(&self.pooled, e), &dhidden, n);
+        [small_matmul(&dhidden, &transposed(v1.data, s), s), dv1, dv2]
+    }
+}
+
+impl Op for BatchNormSqueezeExcite {
+    const NAME: &'static str = "batch_norm_squeeze_excite";
+
+    fn infer(&self, x: &[Shape]) -> Result<Vec<Shape>> {
+        expect_inputs::<Self>(x, &[if self.statistics == Statistics::Batch { 5 } else { 7 }])?;
+        let (n, h, w, c) = expect_nhwc::<Self>("x", x[0])?;
+        expect_shape::<Self>("gamma", x[1], [c])?;
+        expect_shape::<Self>("beta", x[2], [c])?;
+        expect_shape::<Self>("v1", x[3], [c, x[3].channels()])?;
+        expect_shape::<Self>("v2", x[4], [x[3].channels(), c])?;
+        for (name, s) in ["mean", "var"].into_iter().zip(&x[5..]) {
+            expect_shape::<Self>(name, *s, [c])?;
+        }
+        let groups = self.statistics.groups(self.groups);
+        if groups == 0 || groups > n || h * w == 0 {
+            return refuse::<Self, _>(format!("{} cannot be normalised in {groups} ghost groups", x[0]));
+        }
+        Ok(vec![x[0], [groups, c].into(), [groups, c].into(), [n, c].into()])
+    }
+
+    fn differentiable(&self, i: usize) -> bool {
+        i < 5
+    }
+
+    fn reads_input(&self, i: usize) -> bool {
+        i < 5
+    }
+
+    fn reads_output(&self, i: usize) -> bool {
+        i > 0
+    }
+
+    fn reference_forward<T: Real>(&self, x: &[Arg<T>], y: &mut [&mut [T]]) {
+        let (n, h, w, c) = x[0].shape.nhwc().expect("checked by infer");
+        let [y, mean, var, image_mean] = y else { unreachable!("infer promises four outputs") };
+        match self.statistics {
+            Statistics::Batch => moments(x[0].data, n, c, self.groups, mean, var),
+            Statistics::Running => {
+                mean.copy_from_slice(x[5].data);
+                var.copy_from_slice(x[6].data);
+            }
+        }
+        let (group, image) = (group_of_image(n, self.statistics.groups(self.groups)), h * w * c);
+        let t = |i: usize| {
+            let (k, s) = (i % c, group[i / image] * c + i % c);
+            (x[0].data[i] - mean[s]) / (var[s] + T::of(self.eps)).sqrt() * x[1].data[k] + x[2].data[k]
+        };
+        let positions = T::of((h * w) as f64);
+        let over = |i: usize| (i / c * image..(i / c + 1) * image).skip(i % c).step_by(c);
+        for (i, m) in image_mean.iter_mut().enumerate() {
+            *m = over(i).map(|j| x[0].data[j]).sum::<T>() / positions;
+        }
+        let pooled = (0..n * c).map(|i| over(i).map(t).sum::<T>() / positions).collect();
+        let gate = Gate::new(pooled, x[3], x[4]).gate;
+        for (i, y) in y.iter_mut().enumerate() {
+            *y = Kind::HardSwish.value(t(i) * gate[i / image * c + i % c]);
+        }
+    }
+
+    fn reference_backward<T: Real>(&self, x: &[Arg<T>], y: &[&[T]], dy: &[T], dx: &mut [Option<&mut [T]>]) {
+        let (n, h, w, c) = x[0].shape.nhwc().expect("checked by infer");
+        let (mean, var, gamma, beta) = (y[1], y[2], x[1].data, x[2].data);
+        let (group, image) = (group_of_image(n, self.statistics.groups(self.groups)), h * w * c);
+        let rstd: Vec<T> = var.iter().map(|&v| (v + T::of(self.eps)).sqrt().recip()).collect();
+        let positions = T::of((h * w) as f64);
+        let (mut normal, mut pooled) = (vec![T::zero(); dy.len()], vec![T::zero(); n * c]);
+        for i in 0..dy.len() {
+            let s = group[i / image] * c + i % c;
+            normal[i] = (x[0].data[i] - mean[s]) * rstd[s];
+            pooled[i / image * c + i % c] += (normal[i] * gamma[i % c] + beta[i % c]) / positions;
+        }
+        let gate = Gate::new(pooled, x[3], x[4]);
+        let (mut dt, mut dgate) = (dy.to_vec(), vec![T::zero(); n * c]);
+        for i in 0..dy.len() {
+            let (t, j) = (normal[i] * gamma[i % c] + beta[i % c], i / image * c + i % c);
+            let du = dy[i] * Kind::HardSwish.slope(t * gate.gate[j]);
+            dgate[j] += du * t;
+            dt[i] = du * gate.gate[j];
+        }
+        let [dpooled, dv1, dv2] = gate.backward(&dgate, x[3], x[4]);
+        let (mut dgamma, mut dbeta) = (vec![T::zero(); mean.len()], vec![T::zero(); mean.len()]);
+        for i in 0..dy.len() {
+            dt[i] += dpooled[i / image * c + i % c] / positions;
+            let s = group[i / image] * c + i % c;
+            dgamma[s] += dt[i] * normal[i];
+            dbeta[s] += dt[i];
+        }
+        if let Some(dx) = &mut dx[0] {
+            for i in 0..dy.len() {
+                let (k, g) = (i % c, group[i / image]);
+                let (s, m) =
+                    (g * c + k, T::of((group_images(n, self.statistics.groups(self.groups), g).len() * h * w) as f64));
+                let through = match self.statistics {
+                    Statistics::Batch => (dbeta[s] + normal[i] * dgamma[s]) / m,
+                    Statistics::Running => T::zero(),
+                };
+                dx[i] = gamma[k] * rstd[s] * (dt[i] - through);
+            }
+        }
+        for (i, sums) in [(1, dgamma), (2, dbeta)] {
+            if let Some(dx) = &mut dx[i] {
+                for (k, dx) in dx.iter_mut().enumerate() {
+                    *dx = sums.iter().skip(k).step_by(c).copied().sum();
+                }
+            }
+        }
+        for (i, d) in [(3, dv1), (4, dv2)] {
+            if let Some(dx) = &mut dx[i] {
+                dx.copy_from_slice(&d);
+            }
+        }
+    }
+
+    fn cpu_forward(&self, x: &[Arg<f32>], y: &mut [&mut [f32]]) {
+        let (n, _, _, c) = x[0].shape.nhwc().expect("checked by infer");
+        let [y, mean, var, image_mean] = y else { unreachable!("infer promises four outputs") };
+        let images = image_moments(x[0].data, n, c);
+        match self.statistics {
+            Statistics::Batch => group_moments(&images, self.groups, mean, var),
+            Statistics::Running => {
+                mean.copy_from_slice(x[5].data);
+                var.copy_from_slice(x[6].data);
+            }
+        }
+        for (to, image) in image_mean.chunks_exact_mut(c).zip(&images) {
+            to.iter_mut().zip(&image.mean).for_each(|(to, &m)| *to = m as f32);
+        }
+        let affine = Affine::new(x[1].data, x[2].data, mean, var, self.eps);
+        let group = group_of_image(n, self.statistics.groups(self.groups));
+        let gate = Gate::new(pooled(&affine, &group, image_mean, c), x[3], x[4]);
+        let image = x[0].data.len() / n;
+        y.par_chunks_mut(image).enumerate().for_each(|(i, y)| {
+            let (a, b) = affine.of_group(group[i]);
+            gated(simd(), &x[0].data[i * image..(i + 1) * image], a, b, &gate.gate[i * c..(i + 1) * c], y);
+        });
+    }
+
+    fn cpu_backward(&self, x: &[Arg<f32>], y: &[&[f32]], dy: &[f32], dx: &mut [Option<&mut [f32]>]) {
+        let (n, h, w, c) = x[0].shape.nhwc().expect("checked by infer");
+        let (mean, var, image_mean) = (y[1], y[2], y[3]);
+        let affine = Affine::new(x[1].data, x[2].data, mean, var, self.eps);
+        let group = group_of_image(n, self.statistics.groups(self.groups));
+        let gate = Gate::new(pooled(&affine, &group, image_mean, c), x[3], x[4]);
+        let (image, positions) = (x[0].data.len() / n, (h * w) as f64);
+
+        // Per image Σ du and Σ du (x − mean).
+        let sums: Vec<[Vec<f64>; 2]> = (0..n)
+            .into_par_iter()
+            .map(|i| {
+                let (a, b) = affine.of_group(group[i]);
+                let mean = &mean[group[i] * c..(group[i] + 1) * c];
+                blocked_sums(h * w, c, |rows, [s, t]| {
+                    let at = i * image + rows.start * c..i * image + rows.end * c;
+                    gated_gradient_sums(
+                        simd(),
+                        &x[0].data[at.clone()],
+                        &dy[at],
+                        a,
+                        b,
+                        &gate.gate[i * c..(i + 1) * c],
+                        mean,
+                        s,
+                        t,
+                    );
+                })
+            })
+            .collect();
+
+        let index = |i: usize| (i / c, i % c, group[i / c] * c + i % c);
+        let dgate: Vec<f32> = (0..n * c)
+            .map(|i| {
+                let (image, k, s) = index(i);
+                let [du, du_normal] = [sums[image][0][k], sums[image][1][k] * affine.rstd[s]];
+                (f64::from(x[1].data[k]) * du_normal + f64::from(x[2].data[k]) * du) as f32
+            })
+            .collect();
+        let [dpooled, dv1, dv2] = gate.backward(&dgate, x[3], x[4]);
+
+        let (mut dgamma, mut dbeta) = (vec![0.0f64; mean.len()], vec![0.0f64; mean.len()]);
+        for i in 0..n * c {
+            let (image, k, s) = index(i);
+            let (g, dp) = (f64::from(gate.gate[i]), f64::from(dpooled[i]));
+            let normal_mean = (f64::from(image_mean[i]) - f64::from(mean[s])) * affine.rstd[s];
+            dbeta[s] += g * sums[image][0][k] + dp;
+            dgamma[s] += g * sums[image][1][k] * affine.rstd[s] + dp * normal_mean;
+        }
+        for (i, sums) in [(1, &dgamma), (2, &dbeta)] {
+            if let Some(dx) = &mut dx[i] {
+                for (k, dx) in dx.iter_mut().enumerate() {
+                    *dx = sums.iter().skip(k).step_by(c).sum::<f64>() as f32;
+                }
+            }
+        }
+        for (i, d) in [(3, dv1), (4, dv2)] {
+            if let Some(dx) = &mut dx[i] {
+                dx.copy_from_slice(&d);
+            }
+        }
+
+        let Some(dx) = &mut dx[0] else { return };
+        dx.par_chunks_mut(image).enumerate().for_each(|(i, dx)| {
+            let (a, b) = affine.of_group(group[i]);
+            let m = (group_images(n, self.statistics.groups(self.groups), group[i]).len() * h * w) as f64;
+            // dx = a g du + e x + f
+            let (mut e, mut f) = (vec![0.0; c], vec![0.0; c]);
+            for k in 0..c {
+                let s = group[i] * c + k;
+                if self.statistics == Statistics::Batch {
+                    (e[k], f[k]) = affine.through_statistics(s, mean[s], dbeta[s] / m, dgamma[s] / m);
+                }
+                f[k] += (f64::from(a[k]) * f64::from(dpooled[i * c + k]) / positions) as f32;
+            }
+            let at = i * image..(i + 1) * image;
+            gated_gradient_x(simd(), &x[0].data[at.clone()], &dy[at], a, b, &gate.gate[i * c..(i + 1) * c], &e, &f, dx);
+        });
+    }
+
+    fn flops(&self, _: &[Shape]) -> u64 {
+        0
+    }
+
+    fn cases() -> Vec<Case<Self>> {
+        let op = |groups, statistics| BatchNormSqueezeExcite { eps: 1e-5, groups, statistics };
+        let shapes = |n, h, w, e, s| [&[n, h, w, e][..], &[e], &[e], &[e, s], &[s, e]].map(Shape::new).to_vec();
+        let mut frozen = shapes(2, 3, 2, 5, 3);
+        frozen.extend([Shape::from([5]), Shape::from([5])]);
+        vec![
+            Case::new(op(1, Statistics::Batch), &shapes(3, 2, 3, 4, 2))
+                .range(0, -1.0, 3.0)
+                .range(1, 0.5, 2.0)
+                .range(4, -4.0, 4.0),
+            Case::new(op(2, Statistics::Batch), &shapes(5, 3, 2, 6, 1)).range(3, -3.0, 3.0).range(4, -4.0, 4.0),
+            Case::new(op(1, Statistics::Running), &frozen).range(4, -3.0, 3.0).range(6, 0.1, 2.0),
+        ]
+    }
+
+    fn bench_cases() -> Vec<Case<Self>> {
+        let shapes = [&[16, 28, 28, 864][..], &[864], &[864], &[864, 216], &[216, 864]].map(Shape::new);
+        vec![Case::new(BatchNormSqueezeExcite { eps: 1e-5, groups: 1, statistics: Statistics::Batch }, &shapes)]
+    }
+
+    fn refused() -> Vec<(Self, Vec<Shape>, &'static str)> {
+        let op = BatchNormSqueezeExcite { eps: 1e-5, groups: 1, statistics: Statistics::Batch };
+        let good = [&[2, 3, 3, 4][..], &[4], &[4], &[4, 2], &[2, 4]].map(Shape::new).to_vec();
+        let with = |i: usize, s: &[usize]| {
+            let mut x = good.clone();
+            x[i] = Shape::new(s);
+            x
+        };
+        vec![
+            (op.clone(), good[..4].to_vec(), "5"),
+            (op.clone(), with(0, &[2, 3, 4]), "[N, H, W, C]"),
+            (op.clone(), with(1, &[5]), "gamma"),
+            (op.clone(), with(3, &[5, 2]), "v1"),
+            (op.clone(), with(4, &[3, 4]), "v2"),
+            (BatchNormSqueezeExcite { groups: 3, ..op }, good, "ghost groups"),
+        ]
+    }
+}
+
+/// Mean of `t = a x + b` over each image.
+fn pooled(affine: &Affine, group: &[usize], image_mean: &[f32], c: usize) -> Vec<f32> {
+    let map = |(m, g): (&[f32], &usize)| {
+        let (a, b) = affine.of_group(*g);
+        (0..c).map(|k| m[k] * a[k] + b[k]).collect::<Vec<_>>()
+    };
+    image_mean.chunks_exact(c).zip(group).flat_map(map).collect()
+}
+
+simd_fn! {
+    /// `y = hswish((a x + b) g)` over the rows of one image.
+    fn gated<FMA>(x: &[f32], a: &[f32], b: &[f32], g: &[f32], y: &mut [f32]) {
+        let c = a.len();
+        let (b, g) = (&b[..c], &g[..c]);
+        for (x, y) in x.chunks_exact(c).zip(y.chunks_exact_mut(c)) {
+            for k in 0..c {
+                y[k] = Kind::HardSwish.fast_value((x[k] * a[k] + b[k]) * g[k]);
+            }
+        }
+    }
+
+    /// `s += du`, `t += du (x − mean)` over some rows.
+    fn gated_gradient_sums<FMA>(
+        x: &[f32], dy: &[f32], a: &[f32], b: &[f32], g: &[f32], mean: &[f32], s: &mut [f32], t: &mut [f32],
+    ) {
+        let c = a.len();
+        let (b, g, mean, s, t) = (&b[..c], &g[..c], &mean[..c], &mut s[..c], &mut t[..c]);
+        for (x, dy) in x.chunks_exact(c).zip(dy.chunks_exact(c)) {
+            for k in 0..c {
+                let du = dy[k] * Kind::HardSwish.fast_slope((x[k] * a[k] + b[k]) * g[k]);
+                s[k] += du;
+                t[k] += du * (x[k] - mean[k]);
+            }
+        }
+    }
+
+    /// `dx = a g du + e x + f` over the rows of one image.
+    fn gated_gradient_x<FMA>(
+        x: &[f32], dy: &[f32], a: &[f32], b: &[f32], g: &[f32], e: &[f32], f: &[f32], dx: &mut [f32],
+    ) {
+        let c = a.len();
+        let (b, g, e, f) = (&b[..c], &g[..c], &e[..c], &f[..c]);
+        for ((x, dy), dx) in x.chunks_exact(c).zip(dy.chunks_exact(c)).zip(dx.chunks_exact_mut(c)) {
+            for k in 0..c {
+                let du = dy[k] * Kind::HardSwish.fast_slope((x[k] * a[k] + b[k]) * g[k]);
+                dx[k] = a[k] * g[k] * du + e[k] * x[k] + f[k];
+            }
+        }
+    }
+}

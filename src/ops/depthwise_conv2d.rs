@@ -1,0 +1,173 @@
+//! Depthwise convolution, bias and activation: every channel has its own kernel.
+//!
+//! x: `[N, H, W, C]`, w: `[KH, KW, C]`, bias: `[C]` (optional), y: `[N, H', W', C]`, sizes as in `conv2d`.
+//! PyTorch: `pad`, then `conv2d(groups=C)`. With an activation, z is computed again, as in `pointwise_conv`.
+
+use serde::{Deserialize, Serialize};
+
+use super::activation::{Kind, bias_and_activation};
+use super::conv2d::{for_each_tap, output_size};
+use super::pointwise_conv::{bias_gradient, through_activation};
+use crate::device::cpu::{self, ConvGeometry, DepthwiseGeometry};
+use crate::error::Result;
+use crate::op::{Arg, Case, Op, expect_inputs, expect_nhwc, expect_shape, refuse};
+use crate::real::Real;
+use crate::shape::Shape;
+
+/// See the head of this file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DepthwiseConv2d {
+    /// Step between outputs, both axes.
+    pub stride: usize,
+    /// Zeros around the picture: top, bottom, left, right.
+    pub pad: [usize; 4],
+    /// Last step.
+    pub act: Kind,
+}
+
+impl DepthwiseConv2d {
+    fn geometry(&self, x: Shape, w: Shape) -> DepthwiseGeometry {
+        DepthwiseGeometry { n: x[0], h: x[1], w: x[2], c: x[3], kh: w[0], kw: w[1], stride: self.stride, pad: self.pad }
+    }
+
+    /// Walks outputs, kernel positions and inputs as a convolution of one channel does.
+    fn taps(&self, x: Shape, w: Shape, f: impl FnMut(usize, usize, usize)) {
+        let g = self.geometry(x, w);
+        for_each_tap(
+            &ConvGeometry { n: g.n, h: g.h, w: g.w, ci: 1, co: 1, kh: g.kh, kw: g.kw, stride: g.stride, pad: g.pad },
+            f,
+        );
+    }
+
+    /// `x * w + bias`.
+    fn linear<T: Real>(&self, x: &[Arg<T>], y: &mut [T]) {
+        let c = x[0].shape.channels();
+        for (i, y) in y.iter_mut().enumerate() {
+            *y = x.get(2).map_or(T::zero(), |bias| bias.data[i % c]);
+        }
+        self.taps(x[0].shape, x[1].shape, |o, k, i| {
+            (0..c).for_each(|a| y[o * c + a] += x[0].data[i * c + a] * x[1].data[k * c + a]);
+        });
+    }
+}
+
+impl Op for DepthwiseConv2d {
+    const NAME: &'static str = "depthwise_conv2d";
+
+    fn infer(&self, x: &[Shape]) -> Result<Vec<Shape>> {
+        expect_inputs::<Self>(x, &[2, 3])?;
+        let (n, h, w, c) = expect_nhwc::<Self>("x", x[0])?;
+        if x[1].len() != 3 || x[1].numel() == 0 {
+            return refuse::<Self, _>(format!("w must be [KH, KW, C] and not empty, got {}", x[1]));
+        }
+        expect_shape::<Self>("w", x[1], [x[1][0], x[1][1], c])?;
+        if let Some(bias) = x.get(2) {
+            expect_shape::<Self>("bias", *bias, [c])?;
+        }
+        match output_size([h, w], [x[1][0], x[1][1]], self.stride, self.pad) {
+            Some([oh, ow]) => Ok(vec![[n, oh, ow, c].into()]),
+            None => refuse::<Self, _>(format!("a kernel {} does not fit {} with {self:?}", x[1], x[0])),
+        }
+    }
+
+    fn differentiable(&self, _: usize) -> bool {
+        true
+    }
+
+    fn reads_input(&self, i: usize) -> bool {
+        i < 2 || self.act != Kind::Identity
+    }
+
+    fn reads_output(&self, _: usize) -> bool {
+        false
+    }
+
+    fn reference_forward<T: Real>(&self, x: &[Arg<T>], y: &mut [&mut [T]]) {
+        self.linear(x, y[0]);
+        y[0].iter_mut().for_each(|y| *y = self.act.value(*y));
+    }
+
+    fn reference_backward<T: Real>(&self, x: &[Arg<T>], _: &[&[T]], dy: &[T], dx: &mut [Option<&mut [T]>]) {
+        let c = x[0].shape.channels();
+        let mut dz = dy.to_vec();
+        if self.act != Kind::Identity {
+            let mut z = dy.to_vec();
+            self.linear(x, &mut z);
+            dz.iter_mut().zip(z).for_each(|(d, z)| *d = *d * self.act.slope(z));
+        }
+        dx.iter_mut().flatten().for_each(|d| d.fill(T::zero()));
+        let (x_data, w_data) = (x[0].data, x[1].data);
+        if let Some(Some(dbias)) = dx.get_mut(2) {
+            dz.iter().enumerate().for_each(|(i, &d)| dbias[i % c] += d);
+        }
+        self.taps(x[0].shape, x[1].shape, |o, k, i| {
+            for a in 0..c {
+                let d = dz[o * c + a];
+                if let Some(dx) = &mut dx[0] {
+                    dx[i * c + a] += w_data[k * c + a] * d;
+                }
+                if let Some(dw) = &mut dx[1] {
+                    dw[k * c + a] += x_data[i * c + a] * d;
+                }
+            }
+        });
+    }
+
+    fn cpu_forward(&self, x: &[Arg<f32>], y: &mut [&mut [f32]]) {
+        let bias = x.get(2).map(|b| b.data);
+        let g = self.geometry(x[0].shape, x[1].shape);
+        cpu::depthwise_forward(&g, x[0].data, x[1].data, y[0], |_, rows| bias_and_activation(bias, self.act, rows));
+    }
+
+    fn cpu_backward(&self, x: &[Arg<f32>], _: &[&[f32]], dy: &[f32], dx: &mut [Option<&mut [f32]>]) {
+        let g = self.geometry(x[0].shape, x[1].shape);
+        let linear = DepthwiseConv2d { act: Kind::Identity, ..self.clone() };
+        let dz = through_activation(self.act, dy, |z| linear.cpu_forward(x, &mut [z]));
+        if let Some(dx) = &mut dx[0] {
+            cpu::depthwise_backward_input(&g, &dz, x[1].data, dx);
+        }
+        if let Some(dw) = &mut dx[1] {
+            cpu::depthwise_backward_weight(&g, x[0].data, &dz, dw);
+        }
+        if let Some(Some(dbias)) = dx.get_mut(2) {
+            bias_gradient(&dz, dbias);
+        }
+    }
+
+    fn flops(&self, _: &[Shape]) -> u64 {
+        0
+    }
+
+    fn cases() -> Vec<Case<Self>> {
+        let case = |stride, pad, act, shapes: &[&[usize]]| {
+            Case::new(DepthwiseConv2d { stride, pad, act }, &shapes.iter().map(|s| Shape::new(s)).collect::<Vec<_>>())
+        };
+        vec![
+            case(1, [1, 1, 1, 1], Kind::Identity, &[&[2, 4, 3, 5], &[3, 3, 5]]),
+            case(2, [0, 1, 0, 1], Kind::Relu6, &[&[2, 6, 5, 3], &[3, 3, 3], &[3]]),
+            case(1, [2, 2, 2, 2], Kind::Swish, &[&[1, 4, 5, 2], &[5, 5, 2], &[2]]),
+            case(2, [1, 2, 1, 2], Kind::Identity, &[&[1, 6, 6, 17], &[5, 5, 17]]),
+            case(1, [1, 1, 1, 1], Kind::Identity, &[&[1, 1, 1, 2], &[3, 3, 2]]),
+        ]
+    }
+
+    fn bench_cases() -> Vec<Case<Self>> {
+        let case = |k: usize| {
+            let op = DepthwiseConv2d { stride: 1, pad: [k / 2; 4], act: Kind::Identity };
+            Case::new(op, &[&[16, 28, 28, 864][..], &[k, k, 864]].map(Shape::new))
+        };
+        vec![case(3), case(5)]
+    }
+
+    fn refused() -> Vec<(Self, Vec<Shape>, &'static str)> {
+        let op = DepthwiseConv2d { stride: 1, pad: [0; 4], act: Kind::Identity };
+        let (x, w) = (Shape::from([2, 4, 4, 3]), Shape::from([3, 3, 3]));
+        vec![
+            (op.clone(), vec![x], "2, 3"),
+            (op.clone(), vec![x, [3, 3, 4].into()], "w must be [3, 3, 3]"),
+            (op.clone(), vec![x, [3, 3, 3, 1].into()], "[KH, KW, C]"),
+            (op.clone(), vec![x, w, [4].into()], "bias must be [3]"),
+            (op, vec![[2, 4, 2, 3].into(), w], "does not fit"),
+        ]
+    }
+}

@@ -1,0 +1,55 @@
+//! Every op, once: [`REGISTRY`] is what tests, fixtures and benchmarks walk.
+
+mod activation;
+mod add;
+mod batch_norm;
+mod batch_norm_squeeze_excite;
+mod channel_scale;
+mod concat;
+mod conv2d;
+mod depthwise_conv2d;
+mod global_avg_pool;
+mod grid_sample;
+mod mse_loss;
+mod normalise;
+mod pointwise_conv;
+mod refinement_gate;
+mod score_map;
+mod upsample_bilinear;
+
+pub use activation::{Activation, Kind};
+pub use add::Add;
+pub use batch_norm::{BatchNorm, Statistics};
+pub use batch_norm_squeeze_excite::BatchNormSqueezeExcite;
+pub use channel_scale::ChannelScale;
+pub use concat::Concat;
+pub use conv2d::Conv2d;
+pub use depthwise_conv2d::DepthwiseConv2d;
+pub use global_avg_pool::GlobalAvgPool;
+pub use grid_sample::GridSample;
+pub use mse_loss::MseLoss;
+pub use pointwise_conv::PointwiseConv;
+pub use refinement_gate::RefinementGate;
+pub use score_map::ScoreMap;
+pub use upsample_bilinear::UpsampleBilinear;
+
+use crate::check::Entry;
+
+/// Every op with its judges.
+pub static REGISTRY: &[Entry] = &[
+    Entry::of::<Activation>(),
+    Entry::of::<Add>(),
+    Entry::of::<BatchNorm>(),
+    Entry::of::<BatchNormSqueezeExcite>(),
+    Entry::of::<ChannelScale>(),
+    Entry::of::<Concat>(),
+    Entry::of::<Conv2d>(),
+    Entry::of::<DepthwiseConv2d>(),
+    Entry::of::<GlobalAvgPool>(),
+    Entry::of::<GridSample>(),
+    Entry::of::<MseLoss>(),
+    Entry::of::<PointwiseConv>(),
+    Entry::of::<RefinementGate>(),
+    Entry::of::<ScoreMap>(),
+    Entry::of::<UpsampleBilinear>(),
+];

@@ -1,0 +1,93 @@
+//! Mean squared error over everything: `L = mean((a − b)²)`.
+//!
+//! a, b: one shape; L: `[1]`. b is the target, a constant. PyTorch: `mse_loss(a, b)`. `da = 2 (a − b) dL / N`.
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::device::cpu;
+use crate::error::Result;
+use crate::op::{Arg, Case, Op, expect_inputs, expect_shape, refuse};
+use crate::real::Real;
+use crate::shape::Shape;
+
+/// See the head of this file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MseLoss {}
+
+impl Op for MseLoss {
+    const NAME: &'static str = "mse_loss";
+
+    fn infer(&self, x: &[Shape]) -> Result<Vec<Shape>> {
+        expect_inputs::<Self>(x, &[2])?;
+        expect_shape::<Self>("b", x[1], x[0])?;
+        if x[0].numel() == 0 {
+            return refuse::<Self, _>("the mean over nothing is undefined");
+        }
+        Ok(vec![[1].into()])
+    }
+
+    fn differentiable(&self, i: usize) -> bool {
+        i == 0
+    }
+
+    fn reads_input(&self, _: usize) -> bool {
+        true
+    }
+
+    fn reads_output(&self, _: usize) -> bool {
+        false
+    }
+
+    fn reference_forward<T: Real>(&self, x: &[Arg<T>], y: &mut [&mut [T]]) {
+        let squares = x[0].data.iter().zip(x[1].data).map(|(&a, &b)| (a - b) * (a - b));
+        y[0][0] = squares.sum::<T>() / T::of(x[0].data.len() as f64);
+    }
+
+    fn reference_backward<T: Real>(&self, x: &[Arg<T>], _: &[&[T]], dy: &[T], dx: &mut [Option<&mut [T]>]) {
+        let Some(da) = &mut dx[0] else { return };
+        let scale = T::of(2.0) * dy[0] / T::of(x[0].data.len() as f64);
+        for ((d, &a), &b) in da.iter_mut().zip(x[0].data).zip(x[1].data) {
+            *d = scale * (a - b);
+        }
+    }
+
+    fn cpu_forward(&self, x: &[Arg<f32>], y: &mut [&mut [f32]]) {
+        let sum = |(a, b): (&[f32], &[f32])| a.iter().zip(b).map(|(&a, &b)| f64::from(a - b).powi(2)).sum::<f64>();
+        let partial: Vec<f64> =
+            x[0].data.par_chunks(cpu::CHUNK).zip(x[1].data.par_chunks(cpu::CHUNK)).map(sum).collect();
+        y[0][0] = (partial.iter().sum::<f64>() / x[0].data.len() as f64) as f32;
+    }
+
+    fn cpu_backward(&self, x: &[Arg<f32>], _: &[&[f32]], dy: &[f32], dx: &mut [Option<&mut [f32]>]) {
+        let Some(da) = &mut dx[0] else { return };
+        let scale = 2.0 * dy[0] / x[0].data.len() as f32;
+        let chunks =
+            da.par_chunks_mut(cpu::CHUNK).zip(x[0].data.par_chunks(cpu::CHUNK)).zip(x[1].data.par_chunks(cpu::CHUNK));
+        chunks.for_each(|((d, a), b)| {
+            for ((d, &a), &b) in d.iter_mut().zip(a).zip(b) {
+                *d = scale * (a - b);
+            }
+        });
+    }
+
+    fn flops(&self, _: &[Shape]) -> u64 {
+        0
+    }
+
+    fn cases() -> Vec<Case<Self>> {
+        vec![Case::new(MseLoss {}, &[[2, 3, 4, 5]; 2]), Case::new(MseLoss {}, &[[1]; 2])]
+    }
+
+    fn bench_cases() -> Vec<Case<Self>> {
+        vec![Case::new(MseLoss {}, &[[16, 28, 28, 216]; 2])]
+    }
+
+    fn refused() -> Vec<(Self, Vec<Shape>, &'static str)> {
+        vec![
+            (MseLoss {}, vec![[2].into()], "2"),
+            (MseLoss {}, vec![[2].into(), [3].into()], "b must be [2]"),
+            (MseLoss {}, vec![[0].into(), [0].into()], "nothing"),
+        ]
+    }
+}

@@ -262,26 +262,24 @@ impl Op for BatchNorm {
                 (e[j], f[j]) = affine.through_statistics(j, mean[j], dbeta[j] / m, dgamma[j] / m);
             }
         }
-        let (first, rest) = dx.split_at_mut(self.residual_at());
-        let mut outputs: Vec<(Option<&mut [f32]>, Option<&mut [f32]>)> = (0..n).map(|_| (None, None)).collect();
-        if let Some(dx) = &mut first[0] {
-            dx.chunks_mut(image).zip(&mut outputs).for_each(|(d, o)| o.0 = Some(d));
-        }
-        if let Some(Some(dx)) = rest.first_mut() {
-            dx.chunks_mut(image).zip(&mut outputs).for_each(|(d, o)| o.1 = Some(d));
-        }
-        outputs.into_par_iter().enumerate().for_each(|(i, (dx, dr))| {
+        let per_image = |i: usize| {
             let (g, at) = (group[i], i * image..(i + 1) * image);
-            let (a, b) = affine.of_group(g);
-            let (e, f, r) = (&e[g * c..(g + 1) * c], &f[g * c..(g + 1) * c], residual(at.clone()));
-            let (x, dy) = (&x[0].data[at.clone()], &dy[at]);
-            if let Some(dx) = dx {
-                with_kind!(self.act, K => gradient_x::<K>(simd(), x, dy, a, b, r, e, f, dx));
-            }
-            if let Some(dr) = dr {
+            (g, &x[0].data[at.clone()], &dy[at.clone()], residual(at))
+        };
+        if let Some(dx) = &mut dx[0] {
+            dx.par_chunks_mut(image).enumerate().for_each(|(i, dx)| {
+                let (g, x, dy, r) = per_image(i);
+                let ((a, b), s) = (affine.of_group(g), g * c..(g + 1) * c);
+                with_kind!(self.act, K => gradient_x::<K>(simd(), x, dy, a, b, r, &e[s.clone()], &f[s], dx));
+            });
+        }
+        if let Some(Some(dr)) = dx.get_mut(self.residual_at()) {
+            dr.par_chunks_mut(image).enumerate().for_each(|(i, dr)| {
+                let (g, x, dy, r) = per_image(i);
+                let (a, b) = affine.of_group(g);
                 with_kind!(self.act, K => gradient_residual::<K>(simd(), x, dy, a, b, r, dr));
-            }
-        });
+            });
+        }
     }
 
     fn flops(&self, _: &[Shape]) -> u64 {

@@ -5,7 +5,8 @@
 //!
 //! x, y: `[N, H, W, E]`; gamma, beta: `[E]`; v1: `[E, S]`, v2: `[S, E]`, no biases. PyTorch: `batch_norm`, `mean`, two
 //! `linear`, `relu`, `hardsigmoid`, `hardswish`. Inputs `x, gamma, beta, v1, v2` and, with running statistics, `mean,
-//! var`. Outputs y, mean `[G, E]`, var `[G, E]` (copies of the given ones when frozen) and the image means of x `[N, E]`.
+//! var`. Outputs y, mean `[G, E]`, var `[G, E]` (copies of the given ones when frozen) and how far the mean of
+//! each image is from it `[N, E]`.
 //!
 //! The mean of an affine map is the affine map of the mean, so the gate needs no pass of its own: forward walks x twice
 //! (moments, apply). Backward walks x and dy twice: with `u = t g`, `du = dy · hswish'(u)`, the per-image sums of `du` and
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::activation::Kind;
 use super::batch_norm::{Statistics, moments};
 use super::normalise::{Affine, group_images, group_moments, group_of_image, image_moments};
-use crate::device::cpu::{blocked_sums, simd, simd_fn};
+use crate::device::cpu::{self, Matrix, blocked_sums, simd, simd_fn};
 use crate::error::Result;
 use crate::op::{Arg, Case, Op, expect_inputs, expect_nhwc, expect_shape, refuse};
 use crate::real::Real;
@@ -35,8 +36,56 @@ pub struct BatchNormSqueezeExcite {
     pub statistics: Statistics,
 }
 
+/// A matrix as stored, `[rows, cols]`, and whether its transpose is meant.
+#[derive(Clone, Copy)]
+struct Operand<'a, T> {
+    data: &'a [T],
+    rows: usize,
+    transposed: bool,
+}
+
+impl<'a, T> Operand<'a, T> {
+    fn new(data: &'a [T], rows: usize) -> Self {
+        Operand { data, rows, transposed: false }
+    }
+
+    fn t(self) -> Self {
+        Operand { transposed: !self.transposed, ..self }
+    }
+
+    /// Rows and columns of the matrix that is meant.
+    fn size(&self) -> [usize; 2] {
+        let (rows, cols) = (self.rows, self.data.len() / self.rows);
+        if self.transposed { [cols, rows] } else { [rows, cols] }
+    }
+}
+
+/// By definition.
+fn plain_product<T: Real>(a: Operand<T>, b: Operand<T>) -> Vec<T> {
+    let ([m, k], [_, n]) = (a.size(), b.size());
+    let at = |x: &Operand<T>, i: usize, j: usize| {
+        let cols = x.data.len() / x.rows;
+        if x.transposed { x.data[j * cols + i] } else { x.data[i * cols + j] }
+    };
+    (0..m * n).map(|i| (0..k).map(|j| at(&a, i / n, j) * at(&b, j, i % n)).sum()).collect()
+}
+
+fn fast_product(a: Operand<f32>, b: Operand<f32>) -> Vec<f32> {
+    fn matrix<'a>(x: &Operand<'a, f32>) -> Matrix<'a> {
+        let m = Matrix::new(x.data, x.rows, x.data.len() / x.rows);
+        if x.transposed { m.t() } else { m }
+    }
+    let ([m, k], [_, n]) = (a.size(), b.size());
+    let mut c = vec![0.0; m * n];
+    cpu::gemm(m, n, k, &matrix(&a), &matrix(&b), &mut c, cpu::no_epilogue);
+    c
+}
+
 /// The gate of every image and what led to it.
-struct Gate<T> {
+struct Gate<'a, T> {
+    v1: Operand<'a, T>,
+    v2: Operand<'a, T>,
+    product: fn(Operand<T>, Operand<T>) -> Vec<T>,
     /// Mean of t over each image, `[N, E]`.
     pooled: Vec<T>,
     /// After the relu, `[N, S]`.
@@ -47,44 +96,28 @@ struct Gate<T> {
     gate: Vec<T>,
 }
 
-/// `[rows, inner] · [inner, cols]`; the operands of a gate are a few kilobytes.
-fn small_matmul<T: Real>(a: &[T], b: &[T], inner: usize) -> Vec<T> {
-    let cols = b.len() / inner;
-    let mut c = vec![T::zero(); a.len() / inner * cols];
-    for (a, c) in a.chunks_exact(inner).zip(c.chunks_exact_mut(cols)) {
-        for (&a, b) in a.iter().zip(b.chunks_exact(cols)) {
-            for (c, &b) in c.iter_mut().zip(b) {
-                *c += a * b;
-            }
-        }
-    }
-    c
-}
-
-/// `[cols, rows]` of `[rows, cols]`.
-fn transposed<T: Real>(a: &[T], cols: usize) -> Vec<T> {
-    (0..cols).flat_map(|k| a.iter().skip(k).step_by(cols).copied()).collect()
-}
-
-impl<T: Real> Gate<T> {
-    fn new(pooled: Vec<T>, v1: Arg<T>, v2: Arg<T>) -> Self {
-        let mut hidden = small_matmul(&pooled, v1.data, v1.shape[0]);
+impl<'a, T: Real> Gate<'a, T> {
+    fn new(pooled: Vec<T>, v1: Arg<'a, T>, v2: Arg<'a, T>, product: fn(Operand<T>, Operand<T>) -> Vec<T>) -> Self {
+        let [v1, v2] = [v1, v2].map(|v| Operand::new(v.data, v.shape[0]));
+        let n = pooled.len() / v1.rows;
+        let mut hidden = product(Operand::new(&pooled, n), v1);
         hidden.iter_mut().for_each(|h| *h = Kind::Relu.value(*h));
-        let logit = small_matmul(&hidden, v2.data, v2.shape[0]);
+        let logit = product(Operand::new(&hidden, n), v2);
         let gate = logit.iter().map(|&s| Kind::HardSigmoid.value(s)).collect();
-        Gate { pooled, hidden, logit, gate }
+        Gate { v1, v2, product, pooled, hidden, logit, gate }
     }
 
     /// From the gradient of the gate to those of the pooled means, v1 and v2.
-    fn backward(&self, dgate: &[T], v1: Arg<T>, v2: Arg<T>) -> [Vec<T>; 3] {
-        let (e, s) = (v1.shape[0], v1.shape[1]);
+    fn backward(&self, dgate: &[T]) -> [Vec<T>; 3] {
+        let n = self.pooled.len() / self.v1.rows;
         let dlogit: Vec<T> = dgate.iter().zip(&self.logit).map(|(&d, &z)| d * Kind::HardSigmoid.slope(z)).collect();
-        let mut dhidden = small_matmul(&dlogit, &transposed(v2.data, e), e);
-        dhidden.iter_mut().zip(&self.hidden).for_each(|(d, &h)| *d = *d * Kind::Relu.slope(h));
-        let n = self.pooled.len() / e;
-        let dv2 = small_matmul(&transposed(&self.hidden, s), &dlogit, n);
-        let dv1 = small_matmul(&transposed(&self.pooled, e), &dhidden, n);
-        [small_matmul(&dhidden, &transposed(v1.data, s), s), dv1, dv2]
+        let dlogit = Operand::new(&dlogit, n);
+        let mut dhidden = (self.product)(dlogit, self.v2.t());
+        dhidden.iter_mut().zip(&self.hidden).for_each(|(d, &h)| *d *= Kind::Relu.slope(h));
+        let dhidden = Operand::new(&dhidden, n);
+        let dv1 = (self.product)(Operand::new(&self.pooled, n).t(), dhidden);
+        let dv2 = (self.product)(Operand::new(&self.hidden, n).t(), dlogit);
+        [(self.product)(dhidden, self.v1.t()), dv1, dv2]
     }
 }
 
@@ -122,7 +155,7 @@ impl Op for BatchNormSqueezeExcite {
 
     fn reference_forward<T: Real>(&self, x: &[Arg<T>], y: &mut [&mut [T]]) {
         let (n, h, w, c) = x[0].shape.nhwc().expect("checked by infer");
-        let [y, mean, var, image_mean] = y else { unreachable!("infer promises four outputs") };
+        let [y, mean, var, deviation] = y else { unreachable!("infer promises four outputs") };
         match self.statistics {
             Statistics::Batch => moments(x[0].data, n, c, self.groups, mean, var),
             Statistics::Running => {
@@ -137,11 +170,11 @@ impl Op for BatchNormSqueezeExcite {
         };
         let positions = T::of((h * w) as f64);
         let over = |i: usize| (i / c * image..(i / c + 1) * image).skip(i % c).step_by(c);
-        for (i, m) in image_mean.iter_mut().enumerate() {
-            *m = over(i).map(|j| x[0].data[j]).sum::<T>() / positions;
+        for (i, d) in deviation.iter_mut().enumerate() {
+            *d = over(i).map(|j| x[0].data[j] - mean[group[i / c] * c + i % c]).sum::<T>() / positions;
         }
         let pooled = (0..n * c).map(|i| over(i).map(t).sum::<T>() / positions).collect();
-        let gate = Gate::new(pooled, x[3], x[4]).gate;
+        let gate = Gate::new(pooled, x[3], x[4], plain_product).gate;
         for (i, y) in y.iter_mut().enumerate() {
             *y = Kind::HardSwish.value(t(i) * gate[i / image * c + i % c]);
         }
@@ -159,7 +192,7 @@ impl Op for BatchNormSqueezeExcite {
             normal[i] = (x[0].data[i] - mean[s]) * rstd[s];
             pooled[i / image * c + i % c] += (normal[i] * gamma[i % c] + beta[i % c]) / positions;
         }
-        let gate = Gate::new(pooled, x[3], x[4]);
+        let gate = Gate::new(pooled, x[3], x[4], plain_product);
         let (mut dt, mut dgate) = (dy.to_vec(), vec![T::zero(); n * c]);
         for i in 0..dy.len() {
             let (t, j) = (normal[i] * gamma[i % c] + beta[i % c], i / image * c + i % c);
@@ -167,7 +200,7 @@ impl Op for BatchNormSqueezeExcite {
             dgate[j] += du * t;
             dt[i] = du * gate.gate[j];
         }
-        let [dpooled, dv1, dv2] = gate.backward(&dgate, x[3], x[4]);
+        let [dpooled, dv1, dv2] = gate.backward(&dgate);
         let (mut dgamma, mut dbeta) = (vec![T::zero(); mean.len()], vec![T::zero(); mean.len()]);
         for i in 0..dy.len() {
             dt[i] += dpooled[i / image * c + i % c] / positions;
@@ -203,7 +236,7 @@ impl Op for BatchNormSqueezeExcite {
 
     fn cpu_forward(&self, x: &[Arg<f32>], y: &mut [&mut [f32]]) {
         let (n, _, _, c) = x[0].shape.nhwc().expect("checked by infer");
-        let [y, mean, var, image_mean] = y else { unreachable!("infer promises four outputs") };
+        let [y, mean, var, deviation] = y else { unreachable!("infer promises four outputs") };
         let images = image_moments(x[0].data, n, c);
         match self.statistics {
             Statistics::Batch => group_moments(&images, self.groups, mean, var),
@@ -212,12 +245,12 @@ impl Op for BatchNormSqueezeExcite {
                 var.copy_from_slice(x[6].data);
             }
         }
-        for (to, image) in image_mean.chunks_exact_mut(c).zip(&images) {
-            to.iter_mut().zip(&image.mean).for_each(|(to, &m)| *to = m as f32);
-        }
         let affine = Affine::new(x[1].data, x[2].data, mean, var, self.eps);
         let group = group_of_image(n, self.statistics.groups(self.groups));
-        let gate = Gate::new(pooled(&affine, &group, image_mean, c), x[3], x[4]);
+        for (i, d) in deviation.iter_mut().enumerate() {
+            *d = (images[i / c].mean[i % c] - f64::from(mean[group[i / c] * c + i % c])) as f32;
+        }
+        let gate = Gate::new(pooled(&affine, &group, deviation, x[2].data), x[3], x[4], fast_product);
         let image = x[0].data.len() / n;
         y.par_chunks_mut(image).enumerate().for_each(|(i, y)| {
             let (a, b) = affine.of_group(group[i]);
@@ -227,10 +260,10 @@ impl Op for BatchNormSqueezeExcite {
 
     fn cpu_backward(&self, x: &[Arg<f32>], y: &[&[f32]], dy: &[f32], dx: &mut [Option<&mut [f32]>]) {
         let (n, h, w, c) = x[0].shape.nhwc().expect("checked by infer");
-        let (mean, var, image_mean) = (y[1], y[2], y[3]);
+        let (mean, var, deviation) = (y[1], y[2], y[3]);
         let affine = Affine::new(x[1].data, x[2].data, mean, var, self.eps);
         let group = group_of_image(n, self.statistics.groups(self.groups));
-        let gate = Gate::new(pooled(&affine, &group, image_mean, c), x[3], x[4]);
+        let gate = Gate::new(pooled(&affine, &group, deviation, x[2].data), x[3], x[4], fast_product);
         let (image, positions) = (x[0].data.len() / n, (h * w) as f64);
 
         // Per image Σ du and Σ du (x − mean).
@@ -264,13 +297,13 @@ impl Op for BatchNormSqueezeExcite {
                 (f64::from(x[1].data[k]) * du_normal + f64::from(x[2].data[k]) * du) as f32
             })
             .collect();
-        let [dpooled, dv1, dv2] = gate.backward(&dgate, x[3], x[4]);
+        let [dpooled, dv1, dv2] = gate.backward(&dgate);
 
         let (mut dgamma, mut dbeta) = (vec![0.0f64; mean.len()], vec![0.0f64; mean.len()]);
         for i in 0..n * c {
             let (image, k, s) = index(i);
             let (g, dp) = (f64::from(gate.gate[i]), f64::from(dpooled[i]));
-            let normal_mean = (f64::from(image_mean[i]) - f64::from(mean[s])) * affine.rstd[s];
+            let normal_mean = f64::from(deviation[i]) * affine.rstd[s];
             dbeta[s] += g * sums[image][0][k] + dp;
             dgamma[s] += g * sums[image][1][k] * affine.rstd[s] + dp * normal_mean;
         }
@@ -348,13 +381,14 @@ impl Op for BatchNormSqueezeExcite {
     }
 }
 
-/// Mean of `t = a x + b` over each image.
-fn pooled(affine: &Affine, group: &[usize], image_mean: &[f32], c: usize) -> Vec<f32> {
-    let map = |(m, g): (&[f32], &usize)| {
-        let (a, b) = affine.of_group(*g);
-        (0..c).map(|k| m[k] * a[k] + b[k]).collect::<Vec<_>>()
+/// Mean of t over each image, `a · deviation + beta`.
+fn pooled(affine: &Affine, group: &[usize], deviation: &[f32], beta: &[f32]) -> Vec<f32> {
+    let c = beta.len();
+    let mean = |i: usize| {
+        let a = f64::from(affine.a[group[i / c] * c + i % c]);
+        (a * f64::from(deviation[i]) + f64::from(beta[i % c])) as f32
     };
-    image_mean.chunks_exact(c).zip(group).flat_map(map).collect()
+    (0..deviation.len()).map(mean).collect()
 }
 
 simd_fn! {

@@ -93,7 +93,7 @@ impl Op for DepthwiseConv2d {
         if self.act != Kind::Identity {
             let mut z = dy.to_vec();
             self.linear(x, &mut z);
-            dz.iter_mut().zip(z).for_each(|(d, z)| *d = *d * self.act.slope(z));
+            dz.iter_mut().zip(z).for_each(|(d, z)| *d *= self.act.slope(z));
         }
         dx.iter_mut().flatten().for_each(|d| d.fill(T::zero()));
         let (x_data, w_data) = (x[0].data, x[1].data);

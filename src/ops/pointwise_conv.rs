@@ -80,7 +80,7 @@ impl Op for PointwiseConv {
         if self.act != Kind::Identity {
             let mut z = dy.to_vec();
             Self::linear(x, &mut z);
-            dz.iter_mut().zip(z).for_each(|(d, z)| *d = *d * self.act.slope(z));
+            dz.iter_mut().zip(z).for_each(|(d, z)| *d *= self.act.slope(z));
         }
         let rows = x[0].data.chunks_exact(a).zip(dz.chunks_exact(b));
         if let Some(dx) = &mut dx[0] {

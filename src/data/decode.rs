@@ -148,9 +148,11 @@ fn refusal(path: &Path, error: &ImageError) -> Error {
         ImageError::Unsupported(e) => {
             Error::data(path, format!("cannot be read: {e}"), format!("{READABLE}; convert it to PNG"))
         }
-        ImageError::Limits(_) => {
-            Error::data(path, "needs too much memory to decode", format!("make it smaller than {} MiB", MAX_BYTES >> 20))
-        }
+        ImageError::Limits(_) => Error::data(
+            path,
+            "needs too much memory to decode",
+            format!("make it smaller than {} MiB", MAX_BYTES >> 20),
+        ),
         other => cut_short(path, &other.to_string()),
     }
 }

@@ -106,12 +106,12 @@ impl Dataset {
         }
         let found = Listing::read(root)?;
         let mut dataset = Dataset { root: root.into(), classes: Vec::new(), items: Vec::new(), warnings: Vec::new() };
-        if is_class(root) {
+        if is_class(root)? {
             dataset.add_class(root, class_name(root)?)?;
             return Ok(dataset);
         }
         for folder in &found.folders {
-            if is_class(folder) {
+            if is_class(folder)? {
                 dataset.add_class(folder, class_name(folder)?)?;
             } else {
                 dataset.warn(folder, "is no class (it has neither train/ nor test/) and was left out");
@@ -122,7 +122,7 @@ impl Dataset {
             return Err(Error::data(root, "holds no class", help));
         }
         if !found.pictures.is_empty() {
-            dataset.warn(root, &format!("{} lie beside the classes and were left out", count(found.pictures.len())));
+            dataset.warn(root, &format!("left out {} beside the classes", count(found.pictures.len())));
         }
         Ok(dataset)
     }
@@ -178,7 +178,7 @@ impl Dataset {
             self.warn(other, "was left out: only good pictures are learnt from");
         }
         if !all.pictures.is_empty() {
-            self.warn(&train, &format!("{} lie outside {GOOD}/ and were left out", count(all.pictures.len())));
+            self.warn(&train, &format!("left out {} outside {GOOD}/", count(all.pictures.len())));
         }
         self.items.extend(pictures.into_iter().map(|path| Item {
             path,
@@ -194,8 +194,8 @@ impl Dataset {
         let test = folder.join("test");
         let all = Listing::read_if_there(&test)?;
         if !all.pictures.is_empty() {
-            let what = "lie in no folder that says what they show and were left out";
-            self.warn(&test, &format!("{} {what}", count(all.pictures.len())));
+            let what = "in no folder that would say what they show";
+            self.warn(&test, &format!("left out {} {what}", count(all.pictures.len())));
         }
         for kind in all.folders {
             let pictures = Listing::read(&kind)?.pictures;
@@ -268,7 +268,7 @@ impl Listing {
 
     /// Nothing, if there is no such folder.
     fn read_if_there(folder: &Path) -> Result<Self> {
-        if folder.exists() { Self::read(folder) } else { Ok(Self::default()) }
+        if is_there(folder)? { Self::read(folder) } else { Ok(Self::default()) }
     }
 }
 
@@ -317,8 +317,13 @@ fn is_picture(path: &Path) -> bool {
     path.extension().is_some_and(|e| EXTENSIONS.iter().any(|known| e.eq_ignore_ascii_case(known)))
 }
 
-fn is_class(folder: &Path) -> bool {
-    folder.join("train").is_dir() || folder.join("test").is_dir()
+fn is_class(folder: &Path) -> Result<bool> {
+    Ok(is_there(&folder.join("train"))? || is_there(&folder.join("test"))?)
+}
+
+/// Whether something is there; an error where that may not be known, so that a locked folder is not taken for none.
+fn is_there(path: &Path) -> Result<bool> {
+    path.try_exists().map_err(|e| Error::io("read", path, &e))
 }
 
 /// Name of a class's folder; of `.` and `..` too.
@@ -433,13 +438,13 @@ mod tests {
         let said = [
             ("a/train/good", "a single picture"),
             ("a/train/bent", "only good pictures"),
-            ("a/train", "1 picture lie outside"),
-            ("a/test", "1 picture lie in no folder"),
+            ("a/train", "left out 1 picture outside good/"),
+            ("a/test", "left out 1 picture in no folder"),
             ("a/test/bent/3.png", "(and 1 more in"),
             ("a/ground_truth/bent/9_mask.png", "a mask without a picture"),
             ("a/test/torn", "holds no picture"),
             ("photos", "is no class"),
-            ("", "1 picture lie beside"),
+            ("", "left out 1 picture beside"),
         ];
         assert_eq!(dataset.warnings.len(), said.len(), "{:#?}", dataset.warnings);
         for (warning, (path, what)) in dataset.warnings.iter().zip(said) {

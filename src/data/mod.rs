@@ -23,10 +23,12 @@ pub fn preprocess(picture: &Picture, size: usize, mean: [f32; 3], std: [f32; 3])
     let table: [[f32; 256]; 3] =
         std::array::from_fn(|c| std::array::from_fn(|v| (v as f32 / 255.0 - mean[c]) / std[c]));
     let bytes = plan.apply(&picture.rgb, 3);
-    let mut values = Vec::with_capacity(bytes.len());
-    values.extend(
-        bytes.as_chunks::<3>().0.iter().flat_map(|p| std::array::from_fn::<f32, 3, _>(|c| table[c][usize::from(p[c])])),
-    );
+    let mut values = vec![0.0; bytes.len()];
+    for (pixel, bytes) in values.as_chunks_mut::<3>().0.iter_mut().zip(bytes.as_chunks::<3>().0) {
+        for c in 0..3 {
+            pixel[c] = table[c][usize::from(bytes[c])];
+        }
+    }
     values
 }
 

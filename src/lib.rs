@@ -9,6 +9,7 @@
 //! ```
 #![warn(missing_docs)]
 
+pub mod atomic;
 pub mod data;
 pub mod device;
 pub mod error;

@@ -1,6 +1,6 @@
 //! Six kinds of damage, and the mask of what they changed.
 //! A damage changes what the camera sees, before light, blur and noise, so its sharpness and grain are those of its
-//! surroundings. `strength = severity * (10 + 0.8 * roughness)` grey levels: what shows on paper drowns in gravel.
+//! surroundings. `strength = severity * (10 + roughness)` grey levels: what shows on paper drowns in gravel.
 //! `mask = close_2(max over channels |damaged - clean| >= NOTICEABLE)`, on the two developed pictures.
 
 use super::photo::{Picture, SIZE, Surface, View};
@@ -74,7 +74,12 @@ impl Scene<'_> {
 
     /// Grey levels by which this damage differs from its surroundings.
     fn strength(&self) -> f32 {
-        self.severity * (10.0 + 0.8 * self.surface.roughness)
+        self.severity * (10.0 + self.surface.roughness)
+    }
+
+    /// Factor for the width of thin things: a hair is lost between stones.
+    fn thickness(&self) -> f32 {
+        1.0 + self.surface.roughness / 30.0
     }
 
     /// Adds `levels[c] * weight(u, v)` to channel c.
@@ -82,15 +87,6 @@ impl Scene<'_> {
         let channels = self.picture.channels;
         for (pixel, w) in self.picture.data.chunks_exact_mut(channels).zip(&weight.0) {
             pixel.iter_mut().zip(levels).for_each(|(x, level)| *x += w * level);
-        }
-    }
-
-    /// Moves every pixel towards `target(u, v)` by its weight.
-    fn blend(&mut self, weight: &Layer, target: impl Fn(usize, usize) -> [f32; 3]) {
-        for (i, &w) in weight.0.iter().enumerate().filter(|(_, w)| **w > 0.0) {
-            let (u, v) = (i % SIZE, i / SIZE);
-            let target = target(u, v);
-            self.picture.pixel_mut(u, v).iter_mut().zip(target).for_each(|(x, t)| *x += w * (t - *x));
         }
     }
 
@@ -105,12 +101,12 @@ impl Scene<'_> {
     }
 
     fn scratch(&mut self, rng: &mut Rng) {
-        let strength = self.strength() * 1.3;
+        let strength = self.strength() * 1.5;
         let (sun, sign) = (rng.uniform_in(0.0, TAU), if rng.below(4) == 0 { -1.0 } else { 1.0 });
         let (start, angle) = (somewhere(rng), rng.uniform_in(0.0, TAU));
         let (mut core, mut flank) = (Layer::new(), Layer::new());
         for k in 0..1 + rng.below(3) {
-            let width = rng.uniform_in(0.35, 0.9);
+            let width = self.thickness() * rng.uniform_in(0.35, 0.9);
             let shift = k as f32 * rng.uniform_in(3.0, 8.0);
             let from = (start.0 - shift * angle.sin(), start.1 + shift * angle.cos());
             let heading = angle + rng.uniform_in(-0.06, 0.06);
@@ -158,8 +154,8 @@ impl Scene<'_> {
     fn missing(&mut self, rng: &mut Rng) {
         let strength = self.strength();
         let any = rng.uniform_in(0.0, TAU);
-        let along = self.surface.grain.unwrap_or(any) - self.view.angle;
-        let (width, lit) = (rng.uniform_in(1.1, 2.6), if rng.below(2) == 0 { -1.0 } else { 1.0 });
+        let along = self.surface.grain().map_or(any, |grain| self.view.direction(grain));
+        let (width, lit) = (self.thickness() * rng.uniform_in(1.1, 2.6), if rng.below(2) == 0 { -1.0 } else { 1.0 });
         let start = somewhere(rng);
         let path = walk(rng, start, along, 0.0, 0.0015, (60.0, 190.0));
         let (mut gap, mut edge) = (Layer::new(), Layer::new());
@@ -174,7 +170,7 @@ impl Scene<'_> {
         // Below the surface it is dark and has no texture of its own, but the light on it is that of the place.
         let below = self.local_mean(7);
         let channels = self.picture.channels;
-        self.blend(&gap, |u, v| {
+        blend(&mut self.picture, &gap, |u, v| {
             let pixel = &below[(v * SIZE + u) * channels..][..channels];
             std::array::from_fn(|c| pixel[c.min(channels - 1)] - 1.15 * strength)
         });
@@ -217,7 +213,7 @@ impl Scene<'_> {
         let (start, angle) = (somewhere(rng), rng.uniform_in(0.0, TAU));
         let bend = rng.uniform_in(-0.03, 0.03);
         let path = walk(rng, start, angle, bend, 0.012, (45.0, 120.0));
-        let width = rng.uniform_in(0.4, 0.9);
+        let width = self.thickness() * rng.uniform_in(0.4, 0.9);
         let (sun, lift) = (rng.uniform_in(0.0, TAU), rng.uniform_in(1.2, 2.6));
         let (mut body, mut shadow) = (Layer::new(), Layer::new());
         for &(x, y) in &path {
@@ -225,7 +221,7 @@ impl Scene<'_> {
             shadow.dab(x + lift * sun.cos(), y + lift * sun.sin(), width + 0.8, 0.45);
         }
         let mean = self.mean(&body);
-        let level = 1.4 * strength + 8.0;
+        let level = 1.6 * strength + 10.0;
         let hue = match (self.picture.channels, rng.below(4)) {
             (3, 0) => [-1.2, -0.7, 0.3], // blue
             (3, 1) => [0.3, -1.1, -1.0], // red
@@ -233,7 +229,7 @@ impl Scene<'_> {
             _ => [-1.1; 3],
         };
         self.add(&shadow, [-0.6 * strength; 3]);
-        self.blend(&body, |_, _| std::array::from_fn(|c| (mean[c] + level * hue[c]).clamp(4.0, 251.0)));
+        blend(&mut self.picture, &body, |_, _| std::array::from_fn(|c| (mean[c] + level * hue[c]).clamp(4.0, 251.0)));
     }
 
     fn patch(&mut self, rng: &mut Rng) {
@@ -250,20 +246,28 @@ impl Scene<'_> {
         };
         let inside = Layer::from(|u, v| 1.0 - smooth(0.96, 1.04, distance(u, v)));
         let turned = [FRAC_PI_2, -FRAC_PI_2, FRAC_PI_4, 3.0 * FRAC_PI_4][rng.below(4)];
-        let zoom = 1.0 + (0.5 * (self.severity - 0.5)).max(0.0) * if rng.below(2) == 0 { 1.0 } else { -0.6 };
+        // Turned, a surface without grain looks as before; at another scale it does not.
+        let zoom = 1.0 + self.severity * if self.surface.grain().is_some() { 0.2 } else { 0.6 };
+        let zoom = if rng.below(2) == 0 { zoom } else { 1.0 / zoom };
         let elsewhere = self.surface.view(rng);
         let source = View { angle: self.view.angle + turned, scale: self.view.scale * zoom, ..elsewhere };
-        let mut piece =
-            Scene { surface: self.surface, view: source, picture: self.surface.picture(&source), severity: 0.0 };
+        let piece = |u: usize, v: usize| {
+            let (x, y) = source.place(u as f32, v as f32);
+            self.surface.at(x, y)
+        };
         // As bright as its surroundings but for a rest: the texture must give it away, not the exposure.
-        let (here, there) = (self.mean(&inside), piece.mean(&inside));
-        let shift = std::array::from_fn(|c| here[c] - there[c] - 0.15 * strength);
-        piece.add(&Layer::from(|_, _| 1.0), shift);
-        let channels = self.picture.channels;
-        self.blend(&inside, |u, v| {
-            let pixel = piece.picture.pixel(u, v);
-            std::array::from_fn(|c| pixel[c.min(channels - 1)])
-        });
+        let (mut there, mut total) = ([0.0; 3], 1e-6);
+        for (i, w) in inside.0.iter().enumerate().filter(|(_, w)| **w > 0.0) {
+            total += w;
+            there.iter_mut().zip(piece(i % SIZE, i / SIZE)).for_each(|(sum, x)| *sum += w * x);
+        }
+        let here = self.mean(&inside);
+        let shift: [f32; 3] = std::array::from_fn(|c| here[c] - there[c] / total - 5.0 - 0.1 * strength);
+        let shifted = |u, v| {
+            let texel = piece(u, v);
+            std::array::from_fn(|c| texel[c] + shift[c])
+        };
+        blend(&mut self.picture, &inside, shifted);
         let seam = Layer::from(|u, v| (-((distance(u, v) - 1.02) / 0.06).powi(2)).exp());
         self.add(&seam, [-0.7 * strength; 3]);
     }
@@ -283,6 +287,14 @@ impl Scene<'_> {
         };
         let rows = pass(&self.picture.data, channels, |i| i % SIZE);
         pass(&rows, channels * SIZE, |i| i / SIZE)
+    }
+}
+
+/// Moves every pixel towards `target(u, v)` by its weight.
+fn blend(picture: &mut Picture, weight: &Layer, target: impl Fn(usize, usize) -> [f32; 3]) {
+    for (i, &w) in weight.0.iter().enumerate().filter(|(_, w)| **w > 0.0) {
+        let (u, v) = (i % SIZE, i / SIZE);
+        picture.pixel_mut(u, v).iter_mut().zip(target(u, v)).for_each(|(x, t)| *x += w * (t - *x));
     }
 }
 

@@ -19,6 +19,10 @@ pub struct Material {
     pub side_by_side: bool,
     /// Pixels of the photograph per pixel of the picture, smallest and largest. A window always fits its half.
     pub scale: (f32, f32),
+    /// Its mirror image looks as natural: half of the pictures show that.
+    pub mirrored: bool,
+    /// Brightness, relative to the photograph: below 1 where it is so light that it would clip.
+    pub exposure: f32,
     /// Direction in which threads, planks or rows run, in radians from the x axis; `None` if there is none.
     pub grain: Option<f32>,
 }
@@ -33,12 +37,14 @@ const VERTICAL: Option<f32> = Some(std::f32::consts::FRAC_PI_2);
 const HORIZONTAL: Option<f32> = Some(0.0);
 
 /// The classes of the demo set, in the order of their names. Origins and licences: `assets/demo/SOURCES.md`.
-pub const MATERIALS: [Material; 6] = [
+pub static MATERIALS: [Material; 6] = [
     Material {
         name: "brick",
         bytes: photograph!("brick.png"),
         side_by_side: true,
         scale: (0.80, 0.90),
+        mirrored: true,
+        exposure: 1.0,
         grain: VERTICAL,
     },
     Material {
@@ -46,6 +52,8 @@ pub const MATERIALS: [Material; 6] = [
         bytes: photograph!("embossed.png"),
         side_by_side: false,
         scale: (0.90, 1.10),
+        mirrored: false,
+        exposure: 0.8,
         grain: HORIZONTAL,
     },
     Material {
@@ -53,6 +61,8 @@ pub const MATERIALS: [Material; 6] = [
         bytes: photograph!("gravel.png"),
         side_by_side: false,
         scale: (0.80, 0.90),
+        mirrored: false,
+        exposure: 1.0,
         grain: None,
     },
     Material {
@@ -60,14 +70,26 @@ pub const MATERIALS: [Material; 6] = [
         bytes: photograph!("ground.png"),
         side_by_side: false,
         scale: (0.90, 1.10),
+        mirrored: false,
+        exposure: 1.0,
         grain: VERTICAL,
     },
-    Material { name: "paper", bytes: photograph!("paper.png"), side_by_side: false, scale: (1.00, 1.20), grain: None },
+    Material {
+        name: "paper",
+        bytes: photograph!("paper.png"),
+        side_by_side: false,
+        scale: (1.00, 1.20),
+        mirrored: false,
+        exposure: 0.95,
+        grain: None,
+    },
     Material {
         name: "wood",
         bytes: photograph!("wood.png"),
         side_by_side: false,
         scale: (0.80, 0.90),
+        mirrored: true,
+        exposure: 1.0,
         grain: VERTICAL,
     },
 ];
@@ -84,14 +106,12 @@ pub struct Surface {
     data: Vec<f32>,
     /// Mean over 8x8 blocks of the standard deviation of the brightness: how strong the texture is.
     pub roughness: f32,
-    scale: (f32, f32),
-    /// See [`Material::grain`].
-    pub grain: Option<f32>,
+    material: &'static Material,
 }
 
 impl Surface {
     /// Decodes a material and cuts it into the half for training and the half for testing.
-    pub fn halves(material: &Material) -> Result<[Surface; 2]> {
+    pub fn halves(material: &'static Material) -> Result<[Surface; 2]> {
         let photo = image::load_from_memory(material.bytes).map_err(|cause| {
             Error::data(
                 material.name,
@@ -108,22 +128,28 @@ impl Surface {
             } else {
                 (1, half.into_luma8().into_raw())
             };
-            let data: Vec<f32> = bytes.into_iter().map(f32::from).collect();
+            let data: Vec<f32> = bytes.into_iter().map(|x| material.exposure * f32::from(x)).collect();
             let (width, height) = (half_w as usize, half_h as usize);
             let roughness = roughness(&data, width, height, channels);
-            Surface { width, height, channels, data, roughness, scale: material.scale, grain: material.grain }
+            Surface { width, height, channels, data, roughness, material }
         };
         Ok([cut(0, 0), cut(w - half_w, h - half_h)])
     }
 
+    /// See [`Material::grain`].
+    pub fn grain(&self) -> Option<f32> {
+        self.material.grain
+    }
+
     /// A random view whose corners stay on the surface.
     pub fn view(&self, rng: &mut Rng) -> View {
-        let scale = rng.uniform_in(self.scale.0, self.scale.1);
+        let scale = rng.uniform_in(self.material.scale.0, self.material.scale.1);
         let angle = rng.uniform_in(-TURN, TURN);
         let reach = scale * (SIZE / 2) as f32 * (angle.cos() + angle.sin().abs());
-        let mut place =
-            |side: usize| rng.uniform_in(reach.min(side as f32 / 2.0), (side as f32 - reach).max(side as f32 / 2.0));
-        View { x: place(self.width), y: place(self.height), scale, angle }
+        let flip = if self.material.mirrored && rng.below(2) == 0 { -1.0 } else { 1.0 };
+        // From the centre of the first pixel to that of the last.
+        let mut place = |side: usize| rng.uniform_in(reach, (side as f32 - 1.0 - reach).max(reach));
+        View { x: place(self.width), y: place(self.height), scale, angle, flip }
     }
 
     /// Brightness or colour at a place given in pixels of the photograph. Beyond the edge the surface is mirrored.
@@ -183,6 +209,9 @@ fn catmull_rom(t: f32) -> [f32; 4] {
 }
 
 fn mirror(i: i64, n: usize) -> usize {
+    if (0..n as i64).contains(&i) {
+        return i as usize; // nearly always, and a division is dear
+    }
     let n = n as i64;
     let i = i.rem_euclid(2 * n);
     (if i < n { i } else { 2 * n - 1 - i }) as usize
@@ -199,14 +228,22 @@ pub struct View {
     pub scale: f32,
     /// Turn about the centre.
     pub angle: f32,
+    /// -1 for the mirror image, else 1.
+    pub flip: f32,
 }
 
 impl View {
     /// The place on the photograph that the picture shows at (u, v).
     pub fn place(&self, u: f32, v: f32) -> (f32, f32) {
         let middle = (SIZE as f32 - 1.0) / 2.0;
-        let ((u, v), (sin, cos)) = ((u - middle, v - middle), self.angle.sin_cos());
+        let ((u, v), (sin, cos)) = ((self.flip * (u - middle), v - middle), self.angle.sin_cos());
         (self.x + self.scale * (cos * u - sin * v), self.y + self.scale * (sin * u + cos * v))
+    }
+
+    /// Where a direction on the photograph points in the picture, both in radians from the x axis.
+    pub fn direction(&self, angle: f32) -> f32 {
+        let turned = angle - self.angle;
+        if self.flip < 0.0 { std::f32::consts::PI - turned } else { turned }
     }
 }
 
@@ -220,11 +257,6 @@ pub struct Picture {
 }
 
 impl Picture {
-    /// The values of one pixel.
-    pub fn pixel(&self, u: usize, v: usize) -> &[f32] {
-        &self.data[(v * SIZE + u) * self.channels..][..self.channels]
-    }
-
     /// The values of one pixel, to be changed.
     pub fn pixel_mut(&mut self, u: usize, v: usize) -> &mut [f32] {
         let channels = self.channels;
@@ -321,11 +353,24 @@ mod tests {
     }
 
     #[test]
+    fn directions_follow_the_view() {
+        for flip in [1.0, -1.0] {
+            let view = View { x: 40.0, y: 50.0, scale: 1.3, angle: 0.4, flip };
+            for angle in [0.0_f32, 1.1, 2.5] {
+                let (du, dv) = (10.0 * view.direction(angle).cos(), 10.0 * view.direction(angle).sin());
+                let ((x0, y0), (x1, y1)) = (view.place(100.0, 90.0), view.place(100.0 + du, 90.0 + dv));
+                let (dx, dy) = ((x1 - x0) / 13.0, (y1 - y0) / 13.0);
+                assert!((dx - angle.cos()).hypot(dy - angle.sin()) <= 1e-4, "{angle} flip {flip}: ({dx}, {dy})");
+            }
+        }
+    }
+
+    #[test]
     fn interpolation_hits_the_pixels_and_follows_a_ramp() {
         let (width, height) = (9, 7);
         let data: Vec<f32> =
             (0..width * height).map(|i| 3.0 * (i % width) as f32 + 10.0 * (i / width) as f32).collect();
-        let ramp = Surface { width, height, channels: 1, data, roughness: 0.0, scale: (1.0, 1.0), grain: None };
+        let ramp = Surface { width, height, channels: 1, data, roughness: 0.0, material: &MATERIALS[0] };
         for (x, y) in [(2.0, 3.0), (2.25, 3.0), (4.5, 2.75), (1.1, 1.9)] {
             let got = ramp.at(x, y)[0];
             assert!((got - (3.0 * x + 10.0 * y)).abs() <= 1e-3, "({x}, {y}): {got}");

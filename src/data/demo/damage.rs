@@ -10,7 +10,7 @@ use std::f32::consts::{FRAC_PI_2, FRAC_PI_4, TAU};
 /// A pixel counts as changed from this many grey levels on, in any channel.
 pub const NOTICEABLE: u8 = 8;
 /// Gaps of up to twice this many pixels inside a defect belong to it.
-const CLOSE: isize = 2;
+const CLOSE: usize = 2;
 
 /// What can go wrong with a surface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -338,7 +338,7 @@ impl Noise {
     fn at(&self, x: f32, y: f32) -> f32 {
         let (x0, y0) = (x.floor(), y.floor());
         let lattice = |dx: i64, dy: i64| {
-            let wrap = |i: f32, d: i64| (i as i64 + d).rem_euclid(16) as usize;
+            let wrap = |i: f32, d: i64| ((i as i64 + d) & 15) as usize;
             self.0[wrap(y0, dy) * 16 + wrap(x0, dx)]
         };
         let (tx, ty) = (smooth(0.0, 1.0, x - x0), smooth(0.0, 1.0, y - y0));
@@ -395,18 +395,15 @@ pub fn mask(clean: &[u8], damaged: &[u8], channels: usize) -> Vec<u8> {
         .zip(damaged.chunks_exact(channels))
         .map(|(a, b)| a.iter().zip(b).any(|(a, b)| a.abs_diff(*b) >= NOTICEABLE))
         .collect();
-    let near = |mask: &[bool], want: bool| -> Vec<bool> {
-        let (at, reach) = (|u: isize, v: isize| mask[v as usize * SIZE + u as usize], -CLOSE..=CLOSE);
-        let inside = |i: isize| (0..SIZE as isize).contains(&i);
-        (0..mask.len() as isize)
-            .map(|i| {
-                let (u, v) = (i % SIZE as isize, i / SIZE as isize);
-                reach
-                    .clone()
-                    .any(|dv| inside(v + dv) && reach.clone().any(|du| inside(u + du) && at(u + du, v + dv) == want))
-            })
-            .collect()
+    // A square is a row of columns, so what lies near is found along one axis, then along the other.
+    let along = |mask: &[bool], step: usize, place: fn(usize) -> usize, want: bool| -> Vec<bool> {
+        let near = |i: usize| {
+            let (back, ahead) = (place(i).min(CLOSE), (SIZE - 1 - place(i)).min(CLOSE));
+            (0..=back + ahead).any(|k| mask[i - back * step + k * step] == want)
+        };
+        (0..mask.len()).map(near).collect()
     };
+    let near = |mask: &[bool], want| along(&along(mask, 1, |i| i % SIZE, want), SIZE, |i| i / SIZE, true);
     let grown = near(&changed, true);
     near(&grown, false).into_iter().map(|outside| if outside { 0 } else { 255 }).collect()
 }

@@ -303,7 +303,7 @@ impl Camera {
             // The sum of four bytes is near enough to a normal value (standard deviation 147.8), and cheap.
             let bytes = sensor.next_u32().to_le_bytes().iter().map(|&b| u32::from(b)).sum::<u32>();
             let noise = self.noise * (bytes as f32 - 510.0) / 147.8;
-            out.extend(pixel.iter().map(|x| (light * ((x - 128.0) * self.contrast + 128.0) + noise).round() as u8));
+            out.extend(pixel.iter().map(|x| (light * ((x - 128.0) * self.contrast + 128.0) + noise + 0.5) as u8));
         }
         out
     }

@@ -7,6 +7,7 @@
 //! backbone makes of it is a constant.
 
 pub mod decode;
+pub mod demo;
 pub mod layout;
 pub mod resize;
 

@@ -11,7 +11,7 @@ use super::activation::Kind;
 use crate::device::cpu::{blocked_sums, simd, simd_fn};
 
 /// The images of ghost group `g` of `groups`.
-pub(super) fn group_images(n: usize, groups: usize, g: usize) -> Range<usize> {
+pub(crate) fn group_images(n: usize, groups: usize, g: usize) -> Range<usize> {
     g * n / groups..(g + 1) * n / groups
 }
 

@@ -1,0 +1,140 @@
+//! What a head looks like: everything needed to build it, stored in every model file.
+
+use serde::{Deserialize, Serialize};
+
+/// Which published network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ModelKind {
+    /// arXiv 2402.18293 v1: seven basic blocks of 3x3 convolutions.
+    #[serde(rename = "grad")]
+    Grad,
+    /// ECCV 2024: eleven bottlenecks, four times as wide inside as the features.
+    #[serde(rename = "crad")]
+    Crad,
+    /// The small one: eleven bottlenecks, as wide inside as the features.
+    #[serde(rename = "crad-s")]
+    CradS,
+}
+
+impl ModelKind {
+    /// Every kind.
+    pub const ALL: [ModelKind; 3] = [ModelKind::Grad, ModelKind::Crad, ModelKind::CradS];
+
+    /// Name on the command line and in model files.
+    pub fn name(self) -> &'static str {
+        match self {
+            ModelKind::Grad => "grad",
+            ModelKind::Crad => "crad",
+            ModelKind::CradS => "crad-s",
+        }
+    }
+
+    /// Epochs of the published training.
+    pub fn published_epochs(self) -> usize {
+        if self == ModelKind::Grad { 100 } else { 50 }
+    }
+}
+
+/// A head's structure and constants.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HeadConfig {
+    /// Which network.
+    #[serde(rename = "model")]
+    pub kind: ModelKind,
+    /// Channels C of the features.
+    pub channels: usize,
+    /// Rows of the feature map.
+    pub height: usize,
+    /// Columns of the feature map.
+    pub width: usize,
+    /// Fusion blocks.
+    pub blocks: usize,
+    /// Channels inside a bottleneck; not used by `grad`.
+    pub expansion: usize,
+    /// Side of the local grid.
+    pub local_resolution: usize,
+    /// Side of the global grid.
+    pub global_resolution: usize,
+    /// Whether the local branch exists.
+    pub local: bool,
+    /// Whether the global branch exists.
+    pub global: bool,
+    /// Whether the refinement gate exists; without it the reconstruction is the result.
+    pub refine: bool,
+    /// k of the gate: a position counts as well rebuilt up to a mean squared error of `0.5 / k`.
+    pub mse_coef: f64,
+    /// Weight of that step in the gate.
+    pub mse_weight: f64,
+    /// Weight of the cosine in the gate.
+    pub cos_weight: f64,
+}
+
+impl HeadConfig {
+    /// The published network on features `[height, width, channels]`, with the gate constant `mse_coef`.
+    pub fn published(kind: ModelKind, [height, width, channels]: [usize; 3], mse_coef: f64) -> Self {
+        let (blocks, expansion) = match kind {
+            ModelKind::Grad => (7, 0),
+            ModelKind::Crad => (11, 4 * channels),
+            ModelKind::CradS => (11, channels),
+        };
+        HeadConfig {
+            kind,
+            channels,
+            height,
+            width,
+            blocks,
+            expansion,
+            local_resolution: 8,
+            global_resolution: 4,
+            local: true,
+            global: true,
+            refine: true,
+            mse_coef,
+            mse_weight: 0.3,
+            cos_weight: 0.7,
+        }
+    }
+
+    /// Channels that enter the fusion blocks: those of the branches that exist.
+    pub fn fused_channels(&self) -> usize {
+        self.channels * (usize::from(self.local) + usize::from(self.global))
+    }
+
+    /// What cannot be built, if anything.
+    pub fn fault(&self) -> Option<String> {
+        let sizes = [self.channels, self.height, self.width, self.local_resolution, self.global_resolution];
+        if !self.local && !self.global {
+            return Some("both branches are off: the model would know nothing about a picture".into());
+        }
+        if sizes.iter().any(|s| !(1..=4096).contains(s)) || self.blocks > 1000 || self.expansion > 65_536 {
+            return Some(format!("impossible sizes: {self:?}"));
+        }
+        if self.kind != ModelKind::Grad && self.expansion == 0 {
+            return Some("a bottleneck needs at least one inner channel".into());
+        }
+        let constants = [self.mse_coef, self.mse_weight, self.cos_weight];
+        if constants.iter().any(|k| !k.is_finite() || *k < 0.0) {
+            return Some(format!("the constants of the gate must be finite and not negative, got {constants:?}"));
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_are_named() {
+        let good = HeadConfig::published(ModelKind::CradS, [28, 28, 216], 0.05);
+        assert_eq!(good.fault(), None);
+        for (bad, word) in [
+            (HeadConfig { local: false, global: false, ..good.clone() }, "both branches"),
+            (HeadConfig { width: 0, ..good.clone() }, "impossible"),
+            (HeadConfig { expansion: 0, ..good.clone() }, "inner channel"),
+            (HeadConfig { mse_coef: f64::NAN, ..good.clone() }, "finite"),
+        ] {
+            assert!(bad.fault().is_some_and(|f| f.contains(word)), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! The trainable head: GRAD, CRAD and CRAD-S.
+
+mod config;
+mod head;
+
+pub use config::{HeadConfig, ModelKind};
+pub use head::Head;

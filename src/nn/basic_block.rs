@@ -1,0 +1,37 @@
+//! The block of GRAD, a ResNet basic block of constant width (He et al. 2016):
+//! `y = relu(BN(conv3x3(relu(BN(conv3x3(x))))) + x)`. x, y: `[N, H, W, C]`; the convolutions have no bias.
+
+use super::{Builder, Context, Id, Init, Norm, Role, WEIGHT_STD};
+use crate::error::Result;
+use crate::ops::{Conv2d, Kind};
+use crate::tensor::Tensor;
+
+/// See the head of this file.
+#[derive(Clone, Copy, Debug)]
+pub struct BasicBlock {
+    conv: [Id; 2],
+    norm: [Norm; 2],
+}
+
+impl BasicBlock {
+    /// `NAME.conv1`, `NAME.bn1`, `NAME.conv2`, `NAME.bn2`.
+    pub fn new(b: &mut Builder, name: &str, channels: usize) -> Self {
+        let shape = [3, 3, channels, channels];
+        let mut weight =
+            |key| b.declare(format!("{name}.{key}.weight"), shape, Role::Network, Init::Normal(WEIGHT_STD));
+        let conv = ["conv1", "conv2"].map(&mut weight);
+        BasicBlock { conv, norm: ["bn1", "bn2"].map(|key| Norm::new(b, &format!("{name}.{key}"), channels)) }
+    }
+
+    /// `[N, H, W, C]` to the same shape, never negative.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn forward(&self, cx: &Context, x: &Tensor) -> Result<Tensor> {
+        let conv = Conv2d { stride: 1, pad: [1; 4], act: Kind::Identity };
+        let t = cx.tape.apply(conv.clone(), &[x, cx.param(self.conv[0])])?;
+        let t = self.norm[0].forward(cx, &t, Kind::Relu, None)?;
+        let t = cx.tape.apply(conv, &[&t, cx.param(self.conv[1])])?;
+        self.norm[1].forward(cx, &t, Kind::Relu, Some(x))
+    }
+}

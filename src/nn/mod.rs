@@ -1,0 +1,105 @@
+//! Layers: parameters and composition. No gradient is written here, ops know their own.
+
+mod basic_block;
+mod mobile_bottleneck;
+mod norm;
+pub mod params;
+mod pointwise;
+
+pub use basic_block::BasicBlock;
+pub use mobile_bottleneck::MobileBottleneck;
+pub use norm::Norm;
+pub use params::{Builder, Id, Init, Params, Role};
+pub use pointwise::Pointwise;
+
+use std::cell::RefCell;
+
+use crate::error::Result;
+use crate::tape::Tape;
+use crate::tensor::Tensor;
+
+/// Standard deviation that every convolution of a head starts with.
+const WEIGHT_STD: f64 = 0.01;
+
+/// Whether BatchNorm looks at the batch or at its running statistics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Batch statistics over this many ghost groups of consecutive images.
+    Train {
+        /// Number of groups.
+        groups: usize,
+    },
+    /// Running statistics.
+    Eval,
+}
+
+/// What a forward pass needs: a tape, the parameters on it, the mode.
+pub struct Context<'a> {
+    /// Where ops are recorded.
+    pub tape: Tape,
+    /// How BatchNorm behaves.
+    pub mode: Mode,
+    params: Vec<Tensor>,
+    updates: RefCell<Vec<norm::RunningUpdate>>,
+    observer: Option<&'a dyn Fn(&str, &Tensor)>,
+}
+
+impl<'a> Context<'a> {
+    /// A training pass: trained parameters become leaves of a recording tape.
+    pub fn train(params: &Params, groups: usize) -> Self {
+        Self::new(params, Tape::recording(), Mode::Train { groups })
+    }
+
+    /// An evaluation pass: nothing is recorded.
+    pub fn eval(params: &Params) -> Self {
+        Self::new(params, Tape::off(), Mode::Eval)
+    }
+
+    fn new(params: &Params, tape: Tape, mode: Mode) -> Self {
+        let on_tape = |(id, e): (Id, &params::Entry)| match e.role {
+            Role::Statistic => params.tensor(id),
+            _ => tape.leaf(&params.tensor(id)),
+        };
+        let params = params.entries().map(on_tape).collect();
+        Context { tape, mode, params, updates: RefCell::default(), observer: None }
+    }
+
+    /// Calls `observer` with the name and value of every stage of a model.
+    pub fn observed(self, observer: &'a dyn Fn(&str, &Tensor)) -> Self {
+        Context { observer: Some(observer), ..self }
+    }
+
+    /// Reports a stage to the observer, if there is one, and hands it back.
+    pub fn stage(&self, name: &str, t: Tensor) -> Tensor {
+        if let Some(observe) = self.observer {
+            observe(name, &t);
+        }
+        t
+    }
+
+    /// A parameter, on the tape.
+    pub fn param(&self, id: Id) -> &Tensor {
+        &self.params[id.0]
+    }
+
+    /// Ends a training pass: writes the gradient of `loss` for the trained part of the arena into `grads` and moves
+    /// the running statistics of `params` towards the batch.
+    ///
+    /// # Errors
+    /// When `loss` was not recorded by this context.
+    pub fn finish(self, loss: &Tensor, params: &mut Params, grads: &mut [f32]) -> Result<()> {
+        let Context { tape, params: leaves, updates, .. } = self;
+        let found = tape.backward(loss)?;
+        for (id, entry) in params.entries().filter(|(_, e)| e.role != Role::Statistic) {
+            let to = &mut grads[entry.range.clone()];
+            match found.of(&leaves[id.0]) {
+                Some(g) => to.copy_from_slice(g),
+                None => to.fill(0.0),
+            }
+        }
+        // The leaves share the arena: while they live, changing it would copy it.
+        drop(leaves);
+        updates.into_inner().iter().for_each(|u| u.apply(params));
+        Ok(())
+    }
+}

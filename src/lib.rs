@@ -28,5 +28,6 @@ pub mod score;
 pub mod shape;
 pub mod tape;
 pub mod tensor;
+pub mod train;
 
 pub use error::{Error, Result};

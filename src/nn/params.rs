@@ -160,7 +160,7 @@ mod tests {
         let build = |names: [&str; 2]| {
             let mut b = Builder::default();
             b.declare("mean", [3], Role::Statistic, Init::Constant(0.0));
-            names.map(|n| b.declare(n, [4, 5], Role::Network, Init::Normal(0.5)));
+            let _ = names.map(|n| b.declare(n, [4, 5], Role::Network, Init::Normal(0.5)));
             b.declare("grid", [2, 2, 7], Role::Grid, Init::Normal(2.0));
             b.build(9)
         };

@@ -10,7 +10,7 @@
 //! | gradient of w | `(i, j, ci)` | output pixels | `co` |
 
 use super::gemm::{Matrix, gemm_at, no_epilogue};
-use super::pack::{PackA, PackB, ZEROS, interleave};
+use super::pack::{MAX_DEPTH, PackA, PackB, ZEROS, interleave};
 use super::simd::{Simd, simd};
 use std::ops::Range;
 
@@ -161,6 +161,9 @@ impl Axis {
     }
 }
 
+/// Below this many channels, as in the first layer of a network, patches are gathered row by row.
+const FEW_CHANNELS: usize = 16;
+
 /// The left operand `[pixels, (i, j, channel)]` of forward and input gradient: one row for each pixel of one side,
 /// the channels of the pixels that its taps reach on the other.
 struct Patches<'a> {
@@ -195,6 +198,17 @@ impl<'a> Patches<'a> {
     }
 }
 
+impl Patches<'_> {
+    /// `len` channels of what one tap of one pixel `(image, y, x)` reads, if that lies inside.
+    #[inline(always)]
+    fn run(&self, (image, y, x): (usize, usize, usize), tap: usize, channel: usize, len: usize) -> Option<&[f32]> {
+        let y = self.y.source(y, tap / self.kw)?;
+        let x = self.x.source(x, tap % self.kw)?;
+        let pixel = (image * self.y.limit + y) * self.x.limit + x;
+        Some(&self.src[pixel * self.channels + channel..][..len])
+    }
+}
+
 impl PackA for Patches<'_> {
     fn pack_a(&self, rows: Range<usize>, ks: Range<usize>, width: usize, dst: &mut [f32]) {
         let [h, w] = self.size;
@@ -202,20 +216,26 @@ impl PackA for Patches<'_> {
         for (pixel, row) in pixels.iter_mut().zip(rows.clone()) {
             *pixel = (row / (h * w), row / w % h, row % w);
         }
+        if self.channels < FEW_CHANNELS {
+            // Runs too short to interleave tap by tap: first collect each row of the operand.
+            let mut lanes = [[0.0; MAX_DEPTH]; 8];
+            for (lane, &pixel) in lanes.iter_mut().zip(&pixels[..rows.len()]) {
+                let (mut k, mut tap, mut channel) = (0, ks.start / self.channels, ks.start % self.channels);
+                while k < ks.len() {
+                    let len = (self.channels - channel).min(ks.len() - k);
+                    if let Some(run) = self.run(pixel, tap, channel, len) {
+                        lane[k..k + len].iter_mut().zip(run).for_each(|(to, from)| *to = *from);
+                    }
+                    (k, tap, channel) = (k + len, tap + 1, 0);
+                }
+            }
+            return interleave(rows.len(), ks.len(), |i| &lanes[i], width, dst);
+        }
         let mut k = ks.start;
         while k < ks.end {
             let (tap, channel) = (k / self.channels, k % self.channels);
             let len = (self.channels - channel).min(ks.end - k);
-            let lane = |i: usize| {
-                let (image, y, x) = pixels[i];
-                match (self.y.source(y, tap / self.kw), self.x.source(x, tap % self.kw)) {
-                    (Some(y), Some(x)) => {
-                        let pixel = (image * self.y.limit + y) * self.x.limit + x;
-                        &self.src[pixel * self.channels + channel..][..len]
-                    }
-                    _ => &ZEROS[..len],
-                }
-            };
+            let lane = |i: usize| self.run(pixels[i], tap, channel, len).unwrap_or(&ZEROS[..len]);
             interleave(rows.len(), len, lane, width, &mut dst[(k - ks.start) * width..(k - ks.start + len) * width]);
             k += len;
         }

@@ -27,7 +27,7 @@ pub fn row_block(m: usize, n: usize) -> usize {
     // Enough blocks to share out evenly, few enough that B is not streamed too often, and C within L2.
     let shared = m.div_ceil(16).next_multiple_of(MAX_MR);
     let cached = ((128 << 10) / n.max(1)).max(1).next_multiple_of(MAX_MR);
-    shared.min(cached).clamp(MAX_MR, 96)
+    shared.min(cached).clamp(MAX_MR, 192)
 }
 
 /// For a product whose rows need no more work.
@@ -120,9 +120,14 @@ fn multiply_rows(
             let row = i * tile.mr;
             a.pack_a(first + row..first + rows.min(row + tile.mr), ks.clone(), tile.mr, panel);
         }
-        for (j, b) in b.chunks(depth * tile.nr).enumerate() {
+        let mut b_panels = b.chunks(depth * tile.nr).enumerate().peekable();
+        while let Some((j, b)) = b_panels.next() {
             let (col, width) = (j * tile.nr, b.len() / depth);
+            let next = b_panels.peek().map_or(&[][..], |(_, next)| next);
+            let mut ahead = next.chunks(next.len().div_ceil(packed_a.len() / panel).max(1));
             for (i, a) in packed_a.chunks_exact(panel).enumerate() {
+                // B comes from the last-level cache: each tile fetches its share of the next panel.
+                prefetch(ahead.next().unwrap_or(&[]));
                 let row = i * tile.mr;
                 if row + tile.mr <= rows && col + width <= n {
                     tile.run(width, a, b, &mut c[row * n + col..], n, accumulate);
@@ -133,6 +138,19 @@ fn multiply_rows(
             }
         }
     });
+}
+
+/// Asks for the cache lines of `data`, without waiting for them.
+#[inline(always)]
+fn prefetch(data: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in data.chunks(16) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a hint, about memory that is borrowed.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = data;
 }
 
 /// A tile that hangs over the lower or right edge of C goes through a buffer.

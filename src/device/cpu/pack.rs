@@ -4,7 +4,6 @@
 //! which the register tile consumes them. Because operands are only ever read through [`PackA`] and [`PackB`], a
 //! transposed matrix or the patches of a convolution cost no copy in memory.
 
-use super::simd::{simd, simd_fn};
 use std::ops::Range;
 
 /// The left operand, `[m, k]`, of a matrix product.
@@ -118,6 +117,7 @@ fn pack_strided(
 }
 
 /// `dst[k * width + i] = lane(i)[k]` for `i < count` and `k < len`, zero for `count <= i < width`.
+#[inline]
 pub(super) fn interleave<'a>(
     count: usize,
     len: usize,
@@ -125,49 +125,49 @@ pub(super) fn interleave<'a>(
     width: usize,
     dst: &mut [f32],
 ) {
-    let level = simd();
+    debug_assert!(width.is_multiple_of(4) && dst.len() == len * width);
     let lane = |i: usize| if i < count { &lane(i)[..len] } else { &ZEROS[..len] };
-    let mut first = 0;
-    while first + 8 <= width {
-        interleave8(level, std::array::from_fn(|i| lane(first + i)), &mut dst[first..], width);
-        first += 8;
-    }
-    if first + 4 <= width {
-        interleave4(level, std::array::from_fn(|i| lane(first + i)), &mut dst[first..], width);
-        first += 4;
-    }
-    debug_assert_eq!(first, width, "widths are multiples of 4");
-}
-
-simd_fn! {
-    fn interleave8<FMA>(lanes: [&[f32]; 8], dst: &mut [f32], stride: usize) {
-        transpose::<8>(lanes, dst, stride);
-    }
-    fn interleave4<FMA>(lanes: [&[f32]; 4], dst: &mut [f32], stride: usize) {
-        transpose::<4>(lanes, dst, stride);
+    for first in (0..width).step_by(4) {
+        interleave4(std::array::from_fn(|i| lane(first + i)), &mut dst[first..], width);
     }
 }
 
-/// Square blocks go through registers; the remainder one by one.
-#[inline(always)]
-fn transpose<const N: usize>(lanes: [&[f32]; N], dst: &mut [f32], stride: usize) {
+/// Four lanes, in blocks of 4 x 4 and a remainder one by one.
+fn interleave4(lanes: [&[f32]; 4], dst: &mut [f32], stride: usize) {
     let len = lanes[0].len();
-    let blocks = len / N * N;
-    for k in (0..blocks).step_by(N) {
-        let mut block = [[0.0; N]; N];
-        for (row, lane) in block.iter_mut().zip(lanes) {
-            row.copy_from_slice(&lane[k..k + N]);
-        }
-        for j in 0..N {
-            let dst = &mut dst[(k + j) * stride..(k + j) * stride + N];
-            for i in 0..N {
-                dst[i] = block[i][j];
-            }
+    let lanes = lanes.map(|lane| &lane[..len]);
+    let blocks = len / 4 * 4;
+    for k in (0..blocks).step_by(4) {
+        let rows = lanes.map(|lane| *lane[k..].first_chunk::<4>().expect("a whole block"));
+        for (j, column) in transpose4(rows).into_iter().enumerate() {
+            dst[(k + j) * stride..][..4].copy_from_slice(&column);
         }
     }
     for k in blocks..len {
-        for (dst, lane) in dst[k * stride..k * stride + N].iter_mut().zip(lanes) {
-            *dst = lane[k];
-        }
+        dst[k * stride..][..4].copy_from_slice(&lanes.map(|lane| lane[k]));
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn transpose4(rows: [[f32; 4]; 4]) -> [[f32; 4]; 4] {
+    use std::arch::x86_64::*;
+    // SAFETY: SSE is part of x86-64; a vector and an array of 4 floats hold the same 16 bytes.
+    unsafe {
+        let [a, b, c, d]: [__m128; 4] = std::mem::transmute(rows);
+        let (ab, ab_high) = (_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
+        let (cd, cd_high) = (_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
+        std::mem::transmute([
+            _mm_movelh_ps(ab, cd),
+            _mm_movehl_ps(cd, ab),
+            _mm_movelh_ps(ab_high, cd_high),
+            _mm_movehl_ps(cd_high, ab_high),
+        ])
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+#[inline(always)]
+fn transpose4(rows: [[f32; 4]; 4]) -> [[f32; 4]; 4] {
+    std::array::from_fn(|j| std::array::from_fn(|i| rows[i][j]))
 }

@@ -1,5 +1,4 @@
-//! Which vector instructions this machine has, and [`simd_fn!`](crate::device::cpu::simd::simd_fn): one loop, compiled
-//! for each of them.
+//! Which vector instructions this machine has, and `simd_fn!`: one loop, compiled for each of them.
 //!
 //! The level is found once. `GRAD_SIMD=avx512|avx2|portable` forces a lower one, so that all can be tested anywhere.
 

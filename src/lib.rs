@@ -12,6 +12,7 @@
 pub mod atomic;
 pub mod buffer;
 pub mod check;
+pub mod checkpoint;
 pub mod data;
 pub mod device;
 pub mod error;

@@ -109,7 +109,7 @@ mod tests {
         b.declare("grid", [50], Role::Grid, Init::Normal(1.0));
         b.declare("weight", [70], Role::Network, Init::Normal(1.0));
         b.declare("mean", [3], Role::Statistic, Init::Constant(5.0));
-        let mut params = b.build(1);
+        let mut params = b.build(Some(1));
         let mut optimiser = AdamW::new(&params);
         let size = StepSize { grids: 0.1, network: 0.001, decay: 0.01, clip: 0.1 };
         let mut theta: Vec<f64> = params.values()[..120].iter().map(|&v| v.into()).collect();

@@ -126,9 +126,9 @@ pub trait FeatureSource: Sync {
     }
 }
 
-/// One line of `train.jsonl`.
+/// What an epoch did to the model; the same for the same seed, whatever the machine's speed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct EpochRecord {
+pub struct EpochSummary {
     /// Counted from 1.
     pub epoch: usize,
     /// Mean loss over the pictures.
@@ -139,6 +139,14 @@ pub struct EpochRecord {
     pub grid_rate: f64,
     /// Mean gradient norm over the steps, before clipping.
     pub gradient_norm: f64,
+}
+
+/// One line of `train.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EpochRecord {
+    /// What it did.
+    #[serde(flatten)]
+    pub summary: EpochSummary,
     /// Wall-clock seconds.
     pub seconds: f64,
     /// Pictures per second.
@@ -196,10 +204,15 @@ impl Trainer {
         if let Some(fault) = head.fault() {
             return Err(Error::config(fault, "change the settings of the model"));
         }
-        let (head, params) = Head::new(head, config.seed);
+        let (head, params) = Head::new(head, Some(config.seed));
         let optimiser = AdamW::new(&params);
+        Ok(Self::resume(head, params, optimiser, config, Progress::default()))
+    }
+
+    /// A head that was trained before, as a checkpoint holds it.
+    pub fn resume(head: Head, params: Params, optimiser: AdamW, config: TrainConfig, progress: Progress) -> Self {
         let grads = Buffer::filled(params.trained_range().len(), 0.0);
-        Ok(Trainer { head, params, optimiser, config, progress: Progress::default(), grads })
+        Trainer { head, params, optimiser, config, progress, grads }
     }
 
     /// Whether every epoch has been trained.
@@ -294,15 +307,14 @@ impl Trainer {
         let p = std::mem::take(&mut self.progress);
         let size = self.config.step_size(p.epoch);
         self.progress.epoch = p.epoch + 1;
-        EpochRecord {
+        let summary = EpochSummary {
             epoch: p.epoch + 1,
             loss: p.loss / images as f64,
             rate: size.network,
             grid_rate: size.grids,
             gradient_norm: p.gradient_norm / p.step as f64,
-            seconds: p.seconds,
-            images_per_second: images as f64 / p.seconds.max(f64::MIN_POSITIVE),
-        }
+        };
+        EpochRecord { summary, seconds: p.seconds, images_per_second: images as f64 / p.seconds.max(f64::MIN_POSITIVE) }
     }
 }
 

@@ -63,8 +63,9 @@ pub struct Head {
 }
 
 impl Head {
-    /// A head and its freshly drawn parameters. The configuration must be free of faults.
-    pub fn new(config: HeadConfig, seed: u64) -> (Head, Params) {
+    /// A head and its parameters, freshly drawn, or zero where they are about to be read from a file (no seed). The
+    /// configuration must be free of faults.
+    pub fn new(config: HeadConfig, seed: Option<u64>) -> (Head, Params) {
         let (mut b, c) = (Builder::default(), config.channels);
         let local = config.local.then(|| Branch::new(&mut b, "local", c, config.local_resolution, &[c]));
         let map = [config.height, config.width, c];
@@ -155,7 +156,7 @@ mod tests {
         for (kind, trained) in
             [(ModelKind::Grad, 26_437_972), (ModelKind::Crad, 15_361_492), (ModelKind::CradS, 5_261_116)]
         {
-            let (_, params) = Head::new(HeadConfig::published(kind, [28, 28, 216], 0.05), 1);
+            let (_, params) = Head::new(HeadConfig::published(kind, [28, 28, 216], 0.05), Some(1));
             assert_eq!(params.trained_range().len(), trained, "{kind:?}");
             for (name, std) in [("local_grid", 0.012_000_4), ("global_grid", 8.591_50e-4), ("recover.weight", 0.01)] {
                 let t = params.tensor(params.find(name).unwrap());

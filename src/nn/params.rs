@@ -49,8 +49,9 @@ impl Builder {
         Id(self.declared.len() - 1)
     }
 
-    /// Lays out and draws every parameter. What one starts as depends on the seed and its name alone.
-    pub fn build(self, seed: u64) -> Params {
+    /// Lays out every parameter and draws its start, which depends on the seed and its name alone. Without a seed nothing
+    /// is drawn: for values that come from a file.
+    pub fn build(self, seed: Option<u64>) -> Params {
         let mut order: Vec<usize> = (0..self.declared.len()).collect();
         order.sort_by_key(|&i| self.declared[i].2);
         let mut ranges = vec![0..0; order.len()];
@@ -63,9 +64,10 @@ impl Builder {
         let mut values = Buffer::filled(end, 0.0);
         for ((name, _, _, init), range) in self.declared.iter().zip(&ranges) {
             let values = &mut values[range.clone()];
-            match *init {
-                Init::Constant(v) => values.fill(v),
-                Init::Normal(std) => {
+            match (*init, seed) {
+                (Init::Constant(v), _) => values.fill(v),
+                (Init::Normal(_), None) => {}
+                (Init::Normal(std), Some(seed)) => {
                     let hash = blake3::hash(name.as_bytes());
                     let stream = u64::from_le_bytes(std::array::from_fn(|i| hash.as_bytes()[i]));
                     Rng::new(seed, stream).fill_normal(values, std as f32);
@@ -162,7 +164,7 @@ mod tests {
             b.declare("mean", [3], Role::Statistic, Init::Constant(0.0));
             let _ = names.map(|n| b.declare(n, [4, 5], Role::Network, Init::Normal(0.5)));
             b.declare("grid", [2, 2, 7], Role::Grid, Init::Normal(2.0));
-            b.build(9)
+            b.build(Some(9))
         };
         let (p, q) = (build(["a", "b"]), build(["b", "a"]));
         assert_eq!((p.grid_range(), p.trained_range(), p.values().len()), (0..28, 0..68, 71));

@@ -1,0 +1,273 @@
+//! Model files and checkpoints: safetensors with one metadata entry, `grad`, that holds everything but the tensors.
+//!
+//! A model file is enough to use a model: parameters by name, [`ModelInfo`]. A checkpoint is a model file plus what it
+//! takes to go on training to the bit: both moments of AdamW and the place in the run. Both are written whole or not
+//! at all, and equal contents give equal bytes.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use bytemuck::cast_slice;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+use serde::{Deserialize, Serialize};
+
+use crate::atomic::write_atomic;
+use crate::error::{Error, Result};
+use crate::model::{Head, HeadConfig};
+use crate::nn::Params;
+use crate::optim::AdamW;
+use crate::score::Protocol;
+use crate::train::{EpochSummary, Progress, TrainConfig, Trainer};
+
+/// The one metadata entry. Several would be written in no fixed order.
+const KEY: &str = "grad";
+/// Version of the files written; files of a later one are refused.
+pub const FORMAT: u32 = 1;
+const MOMENTS: [&str; 2] = ["optimiser.m", "optimiser.v"];
+
+/// Everything about a model but its parameters.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelInfo {
+    /// [`FORMAT`] of the file.
+    pub format: u32,
+    /// Version of the program that wrote it.
+    pub version: String,
+    /// Structure and constants of the head, the gate's included.
+    pub head: HeadConfig,
+    /// `lite0` or `b4`.
+    pub backbone: String,
+    /// Digest of the backbone's weights: a model is only valid with the features it was trained on.
+    pub backbone_digest: String,
+    /// Side of the prepared picture, pixels.
+    pub image_size: usize,
+    /// Classes it was trained on, by name.
+    pub classes: Vec<String>,
+    /// How a map becomes a score.
+    pub protocol: Protocol,
+    /// Median and 99.9 % quantile of the smoothed map over training pictures: the scale of heat maps.
+    pub score_scale: Option<[f32; 2]>,
+    /// How it was trained.
+    pub train: TrainConfig,
+    /// What each epoch did.
+    pub record: Vec<EpochSummary>,
+    /// Pictures it was trained on.
+    pub images: usize,
+    /// Folders they came from.
+    pub data: Vec<String>,
+}
+
+/// The metadata entry of either kind of file.
+#[derive(Serialize, Deserialize)]
+struct Header {
+    model: ModelInfo,
+    /// Place in the run and steps of the optimiser; only in a checkpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    training: Option<Training>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Training {
+    progress: Progress,
+    steps: u64,
+}
+
+/// Writes a model file.
+///
+/// # Errors
+/// [`Error::Io`] when the file cannot be written; what was there before is unharmed.
+pub fn save_model(path: &Path, info: &ModelInfo, params: &Params) -> Result<()> {
+    save(path, &Header { model: info.clone(), training: None }, params, None)
+}
+
+/// Writes a checkpoint of a run.
+///
+/// # Errors
+/// As [`save_model`].
+pub fn save_checkpoint(path: &Path, info: &ModelInfo, trainer: &Trainer) -> Result<()> {
+    let training = Training { progress: trainer.progress.clone(), steps: trainer.optimiser.steps };
+    let model = ModelInfo { train: trainer.config.clone(), ..info.clone() };
+    save(path, &Header { model, training: Some(training) }, &trainer.params, Some(&trainer.optimiser))
+}
+
+fn save(path: &Path, header: &Header, params: &Params, optimiser: Option<&AdamW>) -> Result<()> {
+    let mut tensors: Vec<(&str, Vec<usize>, &[f32])> =
+        params.entries().map(|(_, e)| (&*e.name, e.shape.to_vec(), &params.values()[e.range.clone()])).collect();
+    if let Some(o) = optimiser {
+        tensors.extend(MOMENTS.into_iter().zip([&o.m, &o.v]).map(|(name, t)| (name, vec![t.len()], &t[..])));
+    }
+    let views = tensors.into_iter().map(|(name, shape, values)| {
+        let view = TensorView::new(Dtype::F32, shape, cast_slice(values)).expect("sizes agree with the values");
+        (name, view)
+    });
+    let header = serde_json::to_string(header).expect("a header is plain data");
+    let bytes = safetensors::serialize(views, Some(HashMap::from([(KEY.to_string(), header)])))
+        .expect("the tensors of a model have different names");
+    write_atomic(path, |w| std::io::Write::write_all(w, &bytes))
+}
+
+/// Reads a model file, or the model in a checkpoint.
+///
+/// # Errors
+/// [`Error::Model`] saying what is wrong with the file: cut short, of another kind, of a later version, a tensor
+/// missing, of another shape or not finite. [`Error::Io`] when it cannot be read.
+pub fn load_model(path: &Path) -> Result<(ModelInfo, Head, Params)> {
+    let (header, head, params, _) = load(path)?;
+    Ok((header.model, head, params))
+}
+
+/// Reads a checkpoint.
+///
+/// # Errors
+/// As [`load_model`]; also when the file is a finished model, which cannot be trained on.
+pub fn load_checkpoint(path: &Path) -> Result<(ModelInfo, Trainer)> {
+    let (header, head, params, optimiser) = load(path)?;
+    let (Some(training), Some(mut optimiser)) = (header.training, optimiser) else {
+        return Err(Error::model(
+            path,
+            "it is a model, not a checkpoint",
+            "give the checkpoint.safetensors of the run",
+        ));
+    };
+    optimiser.steps = training.steps;
+    let trainer = Trainer::resume(head, params, optimiser, header.model.train.clone(), training.progress);
+    Ok((header.model, trainer))
+}
+
+fn load(path: &Path) -> Result<(Header, Head, Params, Option<AdamW>)> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, &e))?;
+    const AGAIN: &str = "copy the file again, or train again: `grad train`";
+    let damaged = |e: String| Error::model(path, format!("it is no intact safetensors file: {e}"), AGAIN);
+    let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(e.to_string()))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(e.to_string()))?;
+    let Some(header) = metadata.metadata().as_ref().and_then(|m| m.get(KEY)) else {
+        let help = "give the model.safetensors of a run; weights of a backbone go to --backbone-weights";
+        return Err(Error::model(path, "it is a safetensors file of another kind, not a model of this program", help));
+    };
+    // The format first: a later one may hold fields that this version cannot read.
+    let format = serde_json::from_str::<serde_json::Value>(header).ok().and_then(|h| h["model"]["format"].as_u64());
+    if format.is_some_and(|f| f > FORMAT.into()) {
+        let help = "use the version of the program that wrote it, or a later one";
+        return Err(Error::model(path, format!("it is of format {format:?}, this version reads up to {FORMAT}"), help));
+    }
+    let header: Header = serde_json::from_str(header).map_err(|e| damaged(format!("its description: {e}")))?;
+    if let Some(fault) = header.model.head.fault() {
+        return Err(damaged(fault));
+    }
+    header.model.protocol.check().map_err(|e| damaged(e.to_string()))?;
+    header.model.train.check().map_err(|e| damaged(e.to_string()))?;
+    let (head, mut params) = Head::new(header.model.head.clone(), None);
+
+    let read = |name: &str, shape: &[usize], to: &mut [f32]| -> Result<()> {
+        let tensor = file.tensor(name).map_err(|_| damaged(format!("tensor {name} is missing")))?;
+        if tensor.dtype() != Dtype::F32 || tensor.shape() != shape {
+            let found = format!("{:?} {:?}", tensor.dtype(), tensor.shape());
+            return Err(damaged(format!("tensor {name} is {found}, expected F32 {shape:?}")));
+        }
+        for (to, from) in to.iter_mut().zip(tensor.data().as_chunks::<4>().0) {
+            *to = f32::from_le_bytes(*from);
+        }
+        match to.iter().position(|v| !v.is_finite()) {
+            Some(i) => Err(damaged(format!("value {i} of tensor {name} is {}", to[i]))),
+            None => Ok(()),
+        }
+    };
+    let entries: Vec<_> = params.entries().map(|(_, e)| e.clone()).collect();
+    let values = params.values_mut();
+    for e in &entries {
+        read(&e.name, &e.shape, &mut values[e.range.clone()])?;
+    }
+    let mut optimiser = None;
+    if header.training.is_some() {
+        let o = optimiser.insert(AdamW::new(&params));
+        for (name, to) in MOMENTS.into_iter().zip([&mut o.m, &mut o.v]) {
+            let n = to.len();
+            read(name, &[n], to)?;
+        }
+    }
+    Ok((header, head, params, optimiser))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ModelKind;
+
+    fn tiny() -> (ModelInfo, Trainer) {
+        let head = HeadConfig { blocks: 1, ..HeadConfig::published(ModelKind::CradS, [2, 3, 4], 0.05) };
+        let train = TrainConfig::published(ModelKind::CradS);
+        let trainer = Trainer::new(head.clone(), train.clone()).unwrap();
+        let info = ModelInfo {
+            format: FORMAT,
+            version: "0".into(),
+            head,
+            backbone: "lite0".into(),
+            backbone_digest: "00".into(),
+            image_size: 224,
+            classes: vec!["a".into()],
+            protocol: Protocol::official(),
+            score_scale: Some([0.1, 0.7]),
+            train,
+            record: vec![],
+            images: 3,
+            data: vec![],
+        };
+        (info, trainer)
+    }
+
+    #[test]
+    fn what_is_saved_is_what_is_loaded() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, (info, mut trainer)) = (dir.path().join("c.safetensors"), tiny());
+        trainer.progress = Progress { epoch: 2, step: 1, loss: 0.1 + 0.2, gradient_norm: 1.0 / 3.0, seconds: 0.7 };
+        trainer.optimiser.steps = 17;
+        crate::rng::Rng::new(1, 2).fill_normal(&mut trainer.optimiser.m, 1.0);
+        save_checkpoint(&path, &info, &trainer).unwrap();
+        let (loaded_info, loaded) = load_checkpoint(&path).unwrap();
+        assert_eq!(loaded_info, info);
+        assert_eq!(loaded.progress, trainer.progress);
+        assert_eq!(loaded.params.values(), trainer.params.values());
+        assert_eq!((&*loaded.optimiser.m, &*loaded.optimiser.v), (&*trainer.optimiser.m, &*trainer.optimiser.v));
+        assert_eq!(loaded.optimiser.steps, 17);
+        // Equal contents, equal bytes; and the model in it is readable as a model.
+        let first = std::fs::read(&path).unwrap();
+        save_checkpoint(&path, &loaded_info, &loaded).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), first);
+        assert_eq!(load_model(&path).unwrap().2.values(), trainer.params.values());
+    }
+
+    #[test]
+    fn damaged_and_foreign_files_are_refused_with_a_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, (info, mut trainer)) = (dir.path().join("m.safetensors"), tiny());
+        let refused = |word: &str| {
+            let message = match load_model(&path) {
+                Err(e @ Error::Model { .. }) => e.to_string(),
+                other => panic!("expected a refusal naming {word:?}, got {:?}", other.map(|o| o.0)),
+            };
+            assert!(message.contains(word), "{message:?} should name {word:?}");
+        };
+        save_model(&path, &info, &trainer.params).unwrap();
+        assert!(load_checkpoint(&path).err().unwrap().to_string().contains("not a checkpoint"));
+        let good = std::fs::read(&path).unwrap();
+        for cut in [0, 5, 100, good.len() / 2, good.len() - 1] {
+            std::fs::write(&path, &good[..cut]).unwrap();
+            refused("intact");
+        }
+        save_model(&path, &ModelInfo { format: FORMAT + 1, ..info.clone() }, &trainer.params).unwrap();
+        refused("format");
+        let wider = HeadConfig { expansion: 5, ..info.head.clone() };
+        save_model(&path, &ModelInfo { head: wider, ..info.clone() }, &trainer.params).unwrap();
+        refused("expected F32");
+        let deeper = HeadConfig { blocks: 2, ..info.head.clone() };
+        save_model(&path, &ModelInfo { head: deeper, ..info.clone() }, &trainer.params).unwrap();
+        refused("missing");
+        let id = trainer.params.find("recover.weight").unwrap();
+        trainer.params.get_mut(id)[3] = f32::NAN;
+        save_model(&path, &info, &trainer.params).unwrap();
+        refused("recover.weight");
+        let view = TensorView::new(Dtype::F32, vec![1], &[0; 4]).unwrap();
+        std::fs::write(&path, safetensors::serialize([("x", view)], None).unwrap()).unwrap();
+        refused("another kind");
+    }
+}

@@ -24,6 +24,7 @@ pub mod op;
 pub mod ops;
 pub mod optim;
 pub mod real;
+pub mod replay;
 pub mod rng;
 pub mod score;
 pub mod shape;

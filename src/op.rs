@@ -103,14 +103,22 @@ pub(crate) fn forward<O: Op>(op: &O, x: &[&Tensor]) -> Result<Vec<Tensor>> {
     Ok(outputs.into_iter().zip(buffers).map(|(s, b)| Tensor::new(s, b)).collect())
 }
 
-/// An [`Op`] as the tape keeps it, its type forgotten.
+/// An [`Op`] as the tape keeps it, its type forgotten: the fast backward pass, and the definition for a replay.
 pub(crate) trait RecordedOp: Send + Sync {
     fn backward(&self, x: &[Arg<f32>], y: &[&[f32]], dy: &[f32], dx: &mut [Option<&mut [f32]>]);
+    fn define_forward(&self, x: &[Arg<f64>], y: &mut [&mut [f64]]);
+    fn define_backward(&self, x: &[Arg<f64>], y: &[&[f64]], dy: &[f64], dx: &mut [Option<&mut [f64]>]);
 }
 
 impl<O: Op> RecordedOp for O {
     fn backward(&self, x: &[Arg<f32>], y: &[&[f32]], dy: &[f32], dx: &mut [Option<&mut [f32]>]) {
         self.cpu_backward(x, y, dy, dx);
+    }
+    fn define_forward(&self, x: &[Arg<f64>], y: &mut [&mut [f64]]) {
+        self.reference_forward(x, y);
+    }
+    fn define_backward(&self, x: &[Arg<f64>], y: &[&[f64]], dy: &[f64], dx: &mut [Option<&mut [f64]>]) {
+        self.reference_backward(x, y, dy, dx);
     }
 }
 

@@ -19,36 +19,63 @@ pub struct NodeId {
     index: usize,
 }
 
-/// What an op left behind. A leaf has no op.
-struct Node {
-    op: Option<Box<dyn RecordedOp>>,
-    /// Shape of each input, its node, and its values where backward reads them.
-    inputs: Vec<(Shape, Option<usize>, Option<Tensor>)>,
-    outputs: Vec<Option<Tensor>>,
+impl NodeId {
+    /// Place on the tape `tape`, if that is where it was recorded.
+    pub(crate) fn on(self, tape: u32) -> Option<usize> {
+        (self.tape == tape).then_some(self.index)
+    }
+}
+
+/// What an op left behind. A leaf has no op and is its own output.
+pub(crate) struct Node {
+    pub op: Option<Box<dyn RecordedOp>>,
+    /// Shape of each input, its node, and its values where they are kept.
+    pub inputs: Vec<(Shape, Option<usize>, Option<Tensor>)>,
+    pub outputs: Vec<Option<Tensor>>,
+}
+
+/// Which values a tape keeps.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    Nothing,
+    /// What backward reads.
+    Needed,
+    /// Everything, so that the graph can be replayed.
+    All,
 }
 
 /// A recording of the ops that led to a loss.
 pub struct Tape {
     id: u32,
-    recording: bool,
+    keep: Keep,
     nodes: RefCell<Vec<Node>>,
 }
 
 impl Tape {
-    /// A tape that records.
+    /// A tape that records what a backward pass needs.
     pub fn recording() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        Tape { id: NEXT.fetch_add(1, Ordering::Relaxed), recording: true, nodes: RefCell::default() }
+        Self::keeping(Keep::Needed)
     }
 
     /// A tape that computes and forgets.
     pub fn off() -> Self {
-        Tape { recording: false, ..Self::recording() }
+        Self::keeping(Keep::Nothing)
+    }
+
+    /// A tape that records everything, for a [`crate::replay::Replay`].
+    pub fn keeping_all() -> Self {
+        Self::keeping(Keep::All)
+    }
+
+    fn keeping(keep: Keep) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        Tape { id: NEXT.fetch_add(1, Ordering::Relaxed), keep, nodes: RefCell::default() }
     }
 
     /// Marks `t` as something a gradient is wanted for.
     pub fn leaf(&self, t: &Tensor) -> Tensor {
-        self.push(t.clone(), Node { op: None, inputs: vec![], outputs: vec![] })
+        let kept = (self.keep == Keep::All).then(|| t.clone());
+        self.push(t.clone(), Node { op: None, inputs: vec![], outputs: vec![kept] })
     }
 
     /// Runs `op` and returns its result.
@@ -59,7 +86,9 @@ impl Tape {
     /// Runs `op` and returns its result followed by its statistics.
     pub fn apply_all<O: Op>(&self, op: O, x: &[&Tensor]) -> Result<Vec<Tensor>> {
         let mut y = forward(&op, x)?;
-        if !self.recording || x.iter().all(|t| t.node.is_none()) {
+        // A replay computes everything again, what follows from constants alone included.
+        let all = self.keep == Keep::All;
+        if self.keep == Keep::Nothing || !all && x.iter().all(|t| t.node.is_none()) {
             return Ok(y);
         }
         let mut inputs = Vec::with_capacity(x.len());
@@ -75,21 +104,26 @@ impl Tape {
                     });
                 }
             }
-            let kept = op.reads_input(i).then(|| (*t).clone());
+            let kept = (all || op.reads_input(i)).then(|| (*t).clone());
             inputs.push((t.shape(), t.node.map(|n| n.index), kept));
         }
-        let outputs = y.iter().enumerate().map(|(i, t)| op.reads_output(i).then(|| t.clone())).collect();
+        let outputs = y.iter().enumerate().map(|(i, t)| (all || op.reads_output(i)).then(|| t.clone())).collect();
         y[0] = self.push(y[0].clone(), Node { op: Some(Box::new(op)), inputs, outputs });
         Ok(y)
     }
 
     fn push(&self, mut t: Tensor, node: Node) -> Tensor {
-        if self.recording {
+        if self.keep != Keep::Nothing {
             let mut nodes = self.nodes.borrow_mut();
             t.node = Some(NodeId { tape: self.id, index: nodes.len() });
             nodes.push(node);
         }
         t
+    }
+
+    /// The recording, and the number that marks its tensors.
+    pub(crate) fn into_nodes(self) -> (u32, Vec<Node>) {
+        (self.id, self.nodes.into_inner())
     }
 
     /// Gradients of `loss` with respect to every leaf. Consumes the recording, freeing activations on the way.
@@ -144,7 +178,6 @@ pub struct Gradients {
 impl Gradients {
     /// The gradient of a leaf, laid out as the leaf; `None` when the loss does not depend on it.
     pub fn of(&self, leaf: &Tensor) -> Option<&[f32]> {
-        let node = leaf.node.filter(|n| n.tape == self.tape)?;
-        self.grads.get(node.index)?.as_deref()
+        self.grads.get(leaf.node?.on(self.tape)?)?.as_deref()
     }
 }

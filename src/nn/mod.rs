@@ -50,6 +50,11 @@ impl<'a> Context<'a> {
         Self::new(params, Tape::recording(), Mode::Train { groups })
     }
 
+    /// A training pass whose graph can be replayed in double precision.
+    pub fn replayable(params: &Params, groups: usize) -> Self {
+        Self::new(params, Tape::keeping_all(), Mode::Train { groups })
+    }
+
     /// An evaluation pass: nothing is recorded.
     pub fn eval(params: &Params) -> Self {
         Self::new(params, Tape::off(), Mode::Eval)
@@ -75,6 +80,11 @@ impl<'a> Context<'a> {
             observe(name, &t);
         }
         t
+    }
+
+    /// The recording, without its end.
+    pub fn into_tape(self) -> Tape {
+        self.tape
     }
 
     /// A parameter, on the tape.

@@ -10,6 +10,7 @@
 #![warn(missing_docs)]
 
 pub mod atomic;
+pub mod bench;
 pub mod buffer;
 pub mod check;
 pub mod checkpoint;

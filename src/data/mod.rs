@@ -1,1 +1,95 @@
-//! Filled in by the commits that follow.
+//! Pictures and masks, from folders to what the network is fed.
+//!
+//! ```text
+//! folder -> layout -> items;  item -> decode -> resize (Pillow, to the bit) -> (v/255 − mean)/std -> [size, size, 3]
+//! ```
+//! Training and testing prepare a picture the same way, with no augmentation (specification 3), so whatever a frozen
+//! backbone makes of it is a constant.
+
+pub mod decode;
+pub mod layout;
+pub mod resize;
+
+pub use decode::{Mask, Picture, decode_bytes, decode_file, decode_mask};
+pub use layout::{Dataset, Item, Label, Split};
+
+use crate::Result;
+
+/// Resizes a picture to `size` by `size` pixels, whatever its shape, and normalises it: `(v/255 − mean)/std` in f32, as
+/// torchvision's `ToTensor` and `Normalize` do it. Returns `[size, size, 3]`, RGB; `mean` and `std` are RGB too.
+pub fn preprocess(picture: &Picture, size: usize, mean: [f32; 3], std: [f32; 3]) -> Vec<f32> {
+    let plan = resize::Bilinear::new((picture.width, picture.height), (size, size));
+    // A byte has 256 values: three divisions each, done once.
+    let table: [[f32; 256]; 3] =
+        std::array::from_fn(|c| std::array::from_fn(|v| (v as f32 / 255.0 - mean[c]) / std[c]));
+    let bytes = plan.apply(&picture.rgb, 3);
+    let mut values = vec![0.0; bytes.len()];
+    for (pixel, bytes) in values.as_chunks_mut::<3>().0.iter_mut().zip(bytes.as_chunks::<3>().0) {
+        for c in 0..3 {
+            pixel[c] = table[c][usize::from(bytes[c])];
+        }
+    }
+    values
+}
+
+/// Where the defects of a picture are: `[size, size]`, 1 where its mask is anything but 0. Without a mask a good picture
+/// is all 0 and a defective one all 1. (Specification 3, step 4.)
+///
+/// # Errors
+/// As [`decode_mask`].
+pub fn load_mask(item: &Item, size: usize) -> Result<Vec<u8>> {
+    let Some(path) = &item.mask else {
+        return Ok(vec![u8::from(!item.label.is_good()); size * size]);
+    };
+    let mask = decode_mask(path)?;
+    let resized = resize::nearest(&mask.grey, (mask.width, mask.height), (size, size));
+    Ok(resized.into_iter().map(|v| u8::from(v > 0)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+    const STD: [f32; 3] = [0.229, 0.224, 0.225];
+
+    /// torch: `((torch.tensor([0, 1, 127, 128, 254, 255], dtype=torch.uint8).float() / 255) - mean) / std`, as bits.
+    #[test]
+    fn normalisation_is_torch_to_the_bit() {
+        let want: [[u32; 6]; 3] = [
+            [0xC007_8BBD, 0xC006_732B, 0x3D69_39A6, 0x3D97_AF32, 0x400E_D58A, 0x400F_EE1D],
+            [0xC002_4924, 0xC001_2A4F, 0x3E40_2DE4, 0x3E52_1B48, 0x401A_4EE0, 0x401B_6DB7],
+            [0xBFE6_F809, 0xBFE4_BCEA, 0x3ED1_70BD, 0x3EDA_5D3C, 0x4027_D834, 0x4028_F5C3],
+        ];
+        let rgb = [0u8, 1, 127, 128, 254, 255].iter().flat_map(|&v| [v; 3]).collect();
+        let picture = Picture { width: 6, height: 1, rgb };
+        // Rows only are repeated by the resize: the width stays.
+        let got = preprocess(&picture, 6, MEAN, STD);
+        assert_eq!(got.len(), 6 * 6 * 3);
+        for (at, value) in got.iter().enumerate() {
+            assert_eq!(value.to_bits(), want[at % 3][at / 3 % 6], "{at}: {value}");
+        }
+    }
+
+    #[test]
+    fn a_mask_is_resized_and_made_of_zeros_and_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("0_mask.png");
+        // 4 x 2: nearest to 2 x 2 picks columns 1 and 3.
+        image::GrayImage::from_raw(4, 2, vec![9, 0, 9, 1, 0, 255, 0, 0]).unwrap().save(&file).unwrap();
+        let mut item = Item {
+            path: folder.path().join("0.png"),
+            class: 0,
+            split: Split::Test,
+            label: Label::Defect("bent".into()),
+            mask: Some(file.clone()),
+        };
+        assert_eq!(load_mask(&item, 2).unwrap(), [0, 1, 1, 0]);
+        item.mask = None;
+        assert_eq!(load_mask(&item, 2).unwrap(), [1; 4]);
+        item.label = Label::Good;
+        assert_eq!(load_mask(&item, 2).unwrap(), [0; 4]);
+        item.mask = Some(folder.path().join("gone.png"));
+        assert!(load_mask(&item, 2).unwrap_err().to_string().contains("gone.png"));
+    }
+}

@@ -9,6 +9,7 @@
 //! ```
 #![warn(missing_docs)]
 
+pub mod atomic;
 pub mod buffer;
 pub mod check;
 pub mod data;

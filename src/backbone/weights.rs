@@ -239,8 +239,14 @@ mod tests {
         let mut huge = parts();
         (huge[0][0], huge[1][0]) = (f32::MAX, f32::MAX);
         refused(&convolution(&huge), "leaves the range");
-        let one = |shape| file(&[("n.weight", Dtype::F32, vec![shape], bytes_of(&vec![1.0; shape]))]);
-        refused(&one(4), "lacks the tensor \"n.bias\"");
-        refused(&one(5), "\"n.weight\" has shape [5], expected [4]");
+        let two = |width| {
+            let [kernel, ..] = parts();
+            file(&[
+                ("c.weight", Dtype::F32, vec![4, 3, 3, 2], bytes_of(&kernel)),
+                ("n.weight", Dtype::F32, vec![width], bytes_of(&vec![1.0; width])),
+            ])
+        };
+        refused(&two(4), "lacks the tensor \"n.bias\"");
+        refused(&two(5), "\"n.weight\" has shape [5], expected [4]");
     }
 }

@@ -57,7 +57,8 @@ type Layout = Vec<(String, Vec<usize>)>;
 /// Keys and shapes of a published weight file, as far as the second tap.
 fn layout(network: Network) -> Layout {
     fn norm(keys: &mut Layout, name: String, width: usize) {
-        ["weight", "bias", "running_mean", "running_var"].map(|p| keys.push((format!("{name}.{p}"), vec![width])));
+        let parts = ["weight", "bias", "running_mean", "running_var"];
+        keys.extend(parts.map(|p| (format!("{name}.{p}"), vec![width])));
     }
     let (stem, stages) = table(network);
     let mut keys = vec![("_conv_stem.weight".to_owned(), vec![stem, 3, 3, 3])];

@@ -10,6 +10,7 @@
 #![warn(missing_docs)]
 
 pub mod atomic;
+pub mod backbone;
 pub mod bench;
 pub mod buffer;
 pub mod check;
@@ -17,6 +18,7 @@ pub mod checkpoint;
 pub mod data;
 pub mod device;
 pub mod error;
+pub mod features;
 pub mod heatmap;
 pub mod metrics;
 pub mod model;

@@ -10,12 +10,14 @@
 #![warn(missing_docs)]
 
 pub mod atomic;
+pub mod backbone;
 pub mod buffer;
 pub mod check;
 pub mod checkpoint;
 pub mod data;
 pub mod device;
 pub mod error;
+pub mod features;
 pub mod heatmap;
 pub mod metrics;
 pub mod model;

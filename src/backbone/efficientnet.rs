@@ -1,0 +1,354 @@
+//! EfficientNet up to the second tap: stem, inverted bottlenecks (MBConv), and the neck that joins both taps.
+//!
+//! ```text
+//! stem     h = act(conv 3x3, stride 2)
+//! block    h = act(conv 1x1(x))                    where it expands
+//!          h = act(depthwise k x k(h))
+//!          h = h · sigmoid(W2 · swish(W1 · mean(h) + b1) + b2)    squeeze-excite, B4 only
+//!          y = conv 1x1(h)  (+ x where stride is 1 and the width stays)
+//! neck     concat(tap A, tap B enlarged twice, corners aligned)
+//! ```
+//! BatchNorm is folded into the convolutions. x: `[N, S, S, 3]`, features: `[N, S/8, S/8, C]`, C = 152 or 216.
+//! Source: EfficientNet (arXiv 1905.11946) and its Lite variants; weights under the key names of
+//! `lukemelas/EfficientNet-PyTorch`. Specification 4 and 5.
+
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+
+use super::weights::{Layer, Weights};
+use crate::buffer::Buffer;
+use crate::error::{Error, Result};
+use crate::ops::{
+    Add, ChannelScale, Concat, Conv2d, DepthwiseConv2d, GlobalAvgPool, Kind, PointwiseConv, UpsampleBilinear,
+};
+use crate::tape::Tape;
+use crate::tensor::Tensor;
+
+/// Which network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Network {
+    /// EfficientNet-Lite0: small, its weights come with the program.
+    Lite0,
+    /// EfficientNet-B4: what the paper uses; its weights are a file the user provides.
+    B4,
+}
+
+/// A run of blocks of one width. The first has the stride and changes the width, the others repeat.
+struct Stage {
+    repeats: usize,
+    outputs: usize,
+    expand: usize,
+    kernel: usize,
+    stride: usize,
+}
+
+const fn stage(repeats: usize, outputs: usize, expand: usize, kernel: usize, stride: usize) -> Stage {
+    Stage { repeats, outputs, expand, kernel, stride }
+}
+
+/// All that tells the two networks apart.
+struct Plan {
+    name: &'static str,
+    stem: usize,
+    stages: &'static [Stage],
+    /// The blocks whose outputs are the features: stride 8, stride 16. Nothing is computed past the second.
+    taps: [usize; 2],
+    channels: usize,
+    act: Kind,
+    squeeze: bool,
+    mean: [f32; 3],
+    std: [f32; 3],
+    /// The size that zero padding is derived from; `None`: the size at hand.
+    native: Option<usize>,
+    /// What to do about a weight file that does not fit.
+    help: &'static str,
+}
+
+const LITE0: Plan = Plan {
+    name: "efficientnet-lite0",
+    stem: 32,
+    stages: &[
+        stage(1, 16, 1, 3, 1),
+        stage(2, 24, 6, 3, 2),
+        stage(2, 40, 6, 5, 2),
+        stage(3, 80, 6, 3, 2),
+        stage(3, 112, 6, 5, 1),
+    ],
+    taps: [4, 10],
+    channels: 40 + 112,
+    act: Kind::Relu6,
+    squeeze: false,
+    // (v − 127) / 128 of each 8-bit value v.
+    mean: [127.0 / 255.0; 3],
+    std: [128.0 / 255.0; 3],
+    native: None,
+    help: "leave the file out to use the built-in weights, or convert your own to safetensors under the key names of \
+           efficientnet-lite0-57934424.pth (see scripts/convert_lite0.py)",
+};
+
+const B4: Plan = Plan {
+    name: "efficientnet-b4",
+    stem: 48,
+    stages: &[
+        stage(2, 24, 1, 3, 1),
+        stage(4, 32, 6, 3, 2),
+        stage(4, 56, 6, 5, 2),
+        stage(6, 112, 6, 3, 2),
+        stage(6, 160, 6, 5, 1),
+    ],
+    taps: [9, 21],
+    channels: 56 + 160,
+    act: Kind::Swish,
+    squeeze: true,
+    mean: [0.485, 0.456, 0.406],
+    std: [0.229, 0.224, 0.225],
+    native: Some(380),
+    help: "expected is efficientnet-b4-6ed6700e.pth of lukemelas/EfficientNet-PyTorch, its tensors saved as safetensors \
+           under their own names: safetensors.torch.save_file(torch.load(\"efficientnet-b4-6ed6700e.pth\"), \
+           \"efficientnet-b4.safetensors\")",
+};
+
+impl Network {
+    fn plan(self) -> &'static Plan {
+        match self {
+            Network::Lite0 => &LITE0,
+            Network::B4 => &B4,
+        }
+    }
+}
+
+/// One inverted bottleneck.
+struct Block {
+    expand: Option<Layer>,
+    depthwise: Layer,
+    kernel: usize,
+    stride: usize,
+    /// Reduce, expand.
+    squeeze: Option<[Layer; 2]>,
+    project: Layer,
+    residual: bool,
+}
+
+/// A frozen network with its weights. Shared by all threads.
+pub struct Backbone {
+    network: Network,
+    path: PathBuf,
+    digest: blake3::Hash,
+    stem: Layer,
+    blocks: Vec<Block>,
+}
+
+/// Where the built-in weights lie in the source tree, for messages.
+const BUILT_IN: &str = "assets/backbone/efficientnet-lite0.safetensors";
+
+impl Backbone {
+    /// EfficientNet-Lite0 with the weights that come with the program.
+    ///
+    /// # Errors
+    /// None, unless the program was built from a damaged file.
+    pub fn lite0() -> Result<Self> {
+        let bytes = include_bytes!("../../assets/backbone/efficientnet-lite0.safetensors");
+        Self::from_bytes(Network::Lite0, Path::new(BUILT_IN), bytes)
+    }
+
+    /// A network with the weights of a safetensors file (F32, F16 or BF16; the key names and layouts of the published
+    /// PyTorch files; other tensors are ignored).
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the file cannot be read, [`Error::Model`] when it is incomplete, is no safetensors file, lacks
+    /// a tensor, or has one of another shape or with a value that is not finite.
+    pub fn load(network: Network, path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, &e))?;
+        Self::from_bytes(network, path, &bytes)
+    }
+
+    fn from_bytes(network: Network, path: &Path, bytes: &[u8]) -> Result<Self> {
+        let plan = network.plan();
+        let weights = Weights::parse(path, plan.help, bytes)?;
+        let stem = weights.normalised("_conv_stem", "_bn0", [plan.stem, 3, 3, 3])?;
+        let (mut blocks, mut inputs) = (Vec::new(), plan.stem);
+        for stage in plan.stages {
+            for repeat in 0..stage.repeats {
+                blocks.push(Block::read(&weights, plan, stage, blocks.len(), repeat == 0, inputs)?);
+                inputs = stage.outputs;
+            }
+        }
+        Ok(Backbone { network, path: path.into(), digest: blake3::hash(bytes), stem, blocks })
+    }
+
+    /// Which network it is.
+    pub fn network(&self) -> Network {
+        self.network
+    }
+
+    /// `efficientnet-lite0` or `efficientnet-b4`.
+    pub fn name(&self) -> &'static str {
+        self.network.plan().name
+    }
+
+    /// Where the weights come from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// BLAKE3 of the weight file: the identity of the weights.
+    pub fn digest(&self) -> blake3::Hash {
+        self.digest
+    }
+
+    /// Channels of the features: 152 for Lite0, 216 for B4.
+    pub fn channels(&self) -> usize {
+        self.network.plan().channels
+    }
+
+    /// Height and width of the features of a picture of `input` pixels.
+    pub fn feature_size(&self, input: usize) -> usize {
+        input / 8
+    }
+
+    /// Mean of each colour, in units of 255: the network is fed `(v/255 − mean) / std`.
+    pub fn mean(&self) -> [f32; 3] {
+        self.network.plan().mean
+    }
+
+    /// Standard deviation of each colour, in units of 255.
+    pub fn std(&self) -> [f32; 3] {
+        self.network.plan().std
+    }
+
+    /// Whether pictures of `size` by `size` pixels can be used: both taps must cover the picture evenly.
+    ///
+    /// # Errors
+    /// [`Error::Config`] unless it is a multiple of 16, and at least 16.
+    pub fn check_size(&self, size: usize) -> Result<()> {
+        if size >= 16 && size.is_multiple_of(16) {
+            return Ok(());
+        }
+        let near = (size.max(16) + 8) / 16 * 16;
+        Err(Error::config(
+            format!("pictures cannot be {size} pixels wide: not a multiple of 16"),
+            format!("use {near}"),
+        ))
+    }
+
+    /// Zero padding `[top, bottom, left, right]` of the stem and of each block's depthwise convolution, for a picture of
+    /// this size: TensorFlow's "SAME" rule. B4 keeps the padding of its native 380 pixels at every size.
+    pub fn pads(&self, height: usize, width: usize) -> Vec<[usize; 4]> {
+        let [mut h, mut w] = self.network.plan().native.map_or([height, width], |size| [size; 2]);
+        let strided = std::iter::once((3, 2)).chain(self.blocks.iter().map(|b| (b.kernel, b.stride)));
+        strided
+            .map(|(kernel, stride)| {
+                let (top, bottom) = same_padding(&mut h, kernel, stride);
+                let (left, right) = same_padding(&mut w, kernel, stride);
+                [top, bottom, left, right]
+            })
+            .collect()
+    }
+
+    /// Features of pictures x: `[N, H, W, 3]`, normalised, sides multiples of 16. Returns `[N, H/8, W/8, C]`: tap A,
+    /// then tap B enlarged to its size.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for any other shape.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let [n, h, w] = expect_pictures(x)?;
+        let (rows, cols) = (h / 8, w / 8);
+        let mut features = Buffer::scratch(n * rows * cols * self.channels());
+        // One picture at a time on each thread: what one layer leaves, the next one finds in the cache.
+        let pictures = x.data().par_chunks_exact(h * w * 3);
+        features.par_chunks_exact_mut(rows * cols * self.channels()).zip(pictures).try_for_each(|(y, x)| {
+            let [a, b] = self.taps(&Tensor::from_slice([1, h, w, 3], x))?;
+            let tape = Tape::off();
+            let b = tape.apply(UpsampleBilinear { height: rows, width: cols }, &[&b])?;
+            y.copy_from_slice(tape.apply(Concat {}, &[&a, &b])?.data());
+            Ok::<_, Error>(())
+        })?;
+        Ok(Tensor::new([n, rows, cols, self.channels()], features))
+    }
+
+    /// Outputs of both tapped blocks, `[N, H/8, W/8, A]` and `[N, H/16, W/16, B]`, for x as in [`Self::forward`].
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn taps(&self, x: &Tensor) -> Result<[Tensor; 2]> {
+        let [_, h, w] = expect_pictures(x)?;
+        let (plan, tape, pads) = (self.network.plan(), Tape::off(), self.pads(h, w));
+        let stem = Conv2d { stride: 2, pad: pads[0], act: plan.act };
+        let mut h = tape.apply(stem, &[x, &self.stem.weight, &self.stem.bias])?;
+        let mut tap = None;
+        for (i, (block, &pad)) in self.blocks.iter().zip(&pads[1..]).enumerate() {
+            h = block.forward(&tape, &h, plan.act, pad)?;
+            if i == plan.taps[0] {
+                tap = Some(h.clone());
+            }
+        }
+        Ok([tap.expect("the first tap comes before the last block"), h])
+    }
+}
+
+impl Block {
+    /// Block `index` of the network, `first` of its stage or a repeat.
+    fn read(w: &Weights, plan: &Plan, stage: &Stage, index: usize, first: bool, inputs: usize) -> Result<Self> {
+        let (hidden, kernel) = (inputs * stage.expand, stage.kernel);
+        let stride = if first { stage.stride } else { 1 };
+        let key = |part: &str| format!("_blocks.{index}.{part}");
+        let normalised = |conv: &str, norm: &str, oihw| w.normalised(&key(conv), &key(norm), oihw);
+        let squeezed = (inputs / 4).max(1);
+        Ok(Block {
+            expand: (stage.expand > 1)
+                .then(|| normalised("_expand_conv", "_bn0", [hidden, inputs, 1, 1]))
+                .transpose()?,
+            depthwise: normalised("_depthwise_conv", "_bn1", [hidden, 1, kernel, kernel])?,
+            kernel,
+            stride,
+            squeeze: match plan.squeeze {
+                true => Some([
+                    w.biased(&key("_se_reduce"), [squeezed, hidden, 1, 1])?,
+                    w.biased(&key("_se_expand"), [hidden, squeezed, 1, 1])?,
+                ]),
+                false => None,
+            },
+            project: normalised("_project_conv", "_bn2", [stage.outputs, hidden, 1, 1])?,
+            residual: stride == 1 && inputs == stage.outputs,
+        })
+    }
+
+    fn forward(&self, tape: &Tape, x: &Tensor, act: Kind, pad: [usize; 4]) -> Result<Tensor> {
+        let pointwise =
+            |layer: &Layer, x: &Tensor, act| tape.apply(PointwiseConv { act }, &[x, &layer.weight, &layer.bias]);
+        let mut h = match &self.expand {
+            Some(expand) => pointwise(expand, x, act)?,
+            None => x.clone(),
+        };
+        let depthwise = DepthwiseConv2d { stride: self.stride, pad, act };
+        h = tape.apply(depthwise, &[&h, &self.depthwise.weight, &self.depthwise.bias])?;
+        if let Some([reduce, expand]) = &self.squeeze {
+            let mean = tape.apply(GlobalAvgPool {}, &[&h])?;
+            let gate = pointwise(expand, &pointwise(reduce, &mean, Kind::Swish)?, Kind::Sigmoid)?;
+            h = tape.apply(ChannelScale {}, &[&h, &gate])?;
+        }
+        let y = pointwise(&self.project, &h, Kind::Identity)?;
+        if self.residual { tape.apply(Add {}, &[&y, x]) } else { Ok(y) }
+    }
+}
+
+/// `[N, H, W]` of pictures that can be used.
+fn expect_pictures(x: &Tensor) -> Result<[usize; 3]> {
+    match x.shape().nhwc() {
+        Some((n, h, w, 3)) if n * h * w > 0 && h.is_multiple_of(16) && w.is_multiple_of(16) => Ok([n, h, w]),
+        _ => Err(Error::Shape {
+            op: "backbone",
+            what: format!("x must be [N, H, W, 3] with sides that are multiples of 16, got {}", x.shape()),
+        }),
+    }
+}
+
+/// Zeros before and after on one axis so that `size` becomes `⌈size / stride⌉`, the odd one after.
+fn same_padding(size: &mut usize, kernel: usize, stride: usize) -> (usize, usize) {
+    let out = size.div_ceil(stride);
+    let total = ((out - 1) * stride + kernel).saturating_sub(*size);
+    *size = out;
+    (total / 2, total - total / 2)
+}

@@ -131,7 +131,8 @@ impl RunFolder {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
             read => read.map_err(|e| Error::io("read", &path, &e))?,
         };
-        let kept = |line: &&str| serde_json::from_str::<EpochRecord>(line).is_ok_and(|record| record.summary.epoch <= epochs);
+        let kept =
+            |line: &&str| serde_json::from_str::<EpochRecord>(line).is_ok_and(|record| record.summary.epoch <= epochs);
         let kept: String = text.lines().filter(kept).map(|line| format!("{line}\n")).collect();
         write_atomic(&path, |file| file.write_all(kept.as_bytes()))?;
         let file = OpenOptions::new().append(true).open(&path).map_err(|e| Error::io("write", &path, &e))?;

@@ -90,12 +90,11 @@ fn run(verb: Verb) -> Result<()> {
 
 /// clap speaks of flags even where the value came from the environment: the variable that is meant, if one is.
 fn blamed_variable(refusal: &clap::Error) -> Option<String> {
-    let mentioned = [ContextKind::InvalidArg, ContextKind::PriorArg].into_iter().filter_map(|kind| {
-        match refusal.get(kind)? {
+    let mentioned =
+        [ContextKind::InvalidArg, ContextKind::PriorArg].into_iter().filter_map(|kind| match refusal.get(kind)? {
             ContextValue::String(arg) => arg.split(' ').next().map(str::to_owned),
             _ => None,
-        }
-    });
+        });
     let typed = |flag: &str| std::env::args_os().any(|arg| arg.to_string_lossy().split('=').next() == Some(flag));
     mentioned.filter(|flag| flag.starts_with("--") && !typed(flag)).find_map(|flag| {
         let variable = format!("GRAD_{}", flag[2..].replace('-', "_").to_uppercase());

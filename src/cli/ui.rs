@@ -47,8 +47,7 @@ impl Ui {
     /// Progress over `total` steps, drawn in place on a terminal and not at all elsewhere.
     pub fn bar(&self, label: &str, total: usize) -> Bar {
         let able = io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
-        let target =
-            if able && !self.quiet { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let target = if able && !self.quiet { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let style = ProgressStyle::with_template("{prefix:<9} {bar:30} {pos}/{len}  {elapsed} of {duration}  {msg}");
         let style = style.expect("the template is a constant").progress_chars("=> ");
         Bar(ProgressBar::with_draw_target(Some(total as u64), target).with_style(style).with_prefix(label.to_owned()))

@@ -52,7 +52,8 @@ fn group<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
 /// Every key: the names of the flags, but for `config` itself.
 fn keys() -> Vec<String> {
     let mut all = Command::new("keys");
-    for add in [MachineArgs::augment_args, SourceArgs::augment_args, ExtractorArgs::augment_args, RecipeArgs::augment_args]
+    for add in
+        [MachineArgs::augment_args, SourceArgs::augment_args, ExtractorArgs::augment_args, RecipeArgs::augment_args]
     {
         all = add(all);
     }

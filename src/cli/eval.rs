@@ -1,0 +1,68 @@
+//! `grad eval`: a model measured on test pictures.
+
+use std::path::PathBuf;
+
+use super::machine;
+use super::pictures::{DEMO, Pictures};
+use super::ui::{OutputArgs, Ui};
+use crate::config::{BackboneKind, Config, ExtractorArgs, MachineArgs, Settings, SourceArgs};
+use crate::data::Split;
+use crate::detector::Detector;
+use crate::error::{Error, Result};
+use crate::evaluate::evaluate;
+use crate::train::FeatureSource;
+
+const EXAMPLES: &str = "\
+Examples:
+  grad eval runs/crad-s-1/model.safetensors
+  grad eval runs/parts/model.safetensors --data other_parts --json";
+
+/// Measures a model on the test pictures of a folder: image and pixel AUROC,
+/// average precision and best F1, per class and on average. Without --data, on
+/// the folder it was trained on.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct EvalArgs {
+    /// model.safetensors of a run
+    #[arg(value_name = "MODEL")]
+    model: PathBuf,
+    #[command(flatten)]
+    source: SourceArgs,
+    #[command(flatten)]
+    machine: MachineArgs,
+    /// Weights of the backbone, where they are not built in
+    #[arg(long, env = "GRAD_BACKBONE_WEIGHTS", value_name = "FILE", help_heading = "Machine")]
+    backbone_weights: Option<PathBuf>,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub fn run(args: EvalArgs) -> Result<()> {
+    let EvalArgs { model, source, machine, backbone_weights, output } = args;
+    let ui = Ui::new(output);
+    let extractor = ExtractorArgs { backbone_weights, ..Default::default() };
+    let mut config = Config::settle(Settings { machine, source, extractor, ..Default::default() })?;
+    machine::on_threads(&ui, &config.clone(), || {
+        let detector = Detector::load(&model, config.backbone_weights.as_deref())?;
+        let info = &detector.info;
+        ui.note("model", format_args!("{} on {}", info.head.kind.name(), info.backbone));
+        config.image_size = info.image_size;
+        config.backbone = BackboneKind::find(&info.backbone).unwrap_or(config.backbone);
+        config.data = config.data.take().or_else(|| info.data.first().filter(|d| *d != DEMO).map(PathBuf::from));
+        let pictures = Pictures::open(&ui, &config)?;
+        for unknown in pictures.dataset.classes.iter().filter(|class| !info.classes.contains(class)) {
+            ui.warn(format_args!("{unknown}: the model was not trained on this class"));
+        }
+        let cached = pictures.features(&ui, &config, &detector.backbone, Some(Split::Test))?;
+        let test = cached.select(Split::Test);
+        if test.is_empty() {
+            let help = "add some, as CLASS/test/good/ and CLASS/test/DEFECT/";
+            return Err(Error::data(&pictures.dataset.root, "holds no test pictures", help));
+        }
+        let metrics = {
+            let bar = ui.bar("evaluate", test.len());
+            evaluate(&detector, &pictures.dataset, &test.items(), &test, &|n| bar.advance(n))?
+        };
+        ui.result(&metrics, metrics.table())
+    })
+}

@@ -1,0 +1,103 @@
+//! The command line: one file per verb, each of them thin. Results go to stdout, everything else to stderr.
+
+mod demo;
+mod doctor;
+mod eval;
+mod features;
+mod interrupt;
+mod machine;
+mod pictures;
+mod predict;
+mod train;
+mod ui;
+
+use std::process::ExitCode;
+
+use clap::error::{ContextKind, ContextValue};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::error::{Error, Result};
+
+const EXAMPLES: &str = "\
+Examples:
+  grad train                                  train on the demo set
+  grad train --data parts --out runs/parts    train on your own pictures
+  grad eval runs/parts/model.safetensors      measure on the test pictures
+  grad predict runs/parts/model.safetensors new/*.jpg
+
+Every setting is a flag (--grid-rate), an environment variable (GRAD_GRID_RATE)
+and a key of the --config file (grid_rate); the first that is given counts.
+Exit codes: 0 done, 2 usage or configuration, 3 data, 4 model file, 5 device,
+130 interrupted.";
+
+/// Learns what good looks like from photographs, and finds defects.
+#[derive(Parser)]
+#[command(name = "grad", version, max_term_width = 80, after_help = EXAMPLES, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Train a model on pictures without defects, then measure it
+    Train(Box<train::TrainArgs>),
+    /// Measure a model on test pictures: AUROC, AP and F1 per class
+    Eval(eval::EvalArgs),
+    /// Score pictures, and paint a heat map of each
+    Predict(predict::PredictArgs),
+    /// Write the demo set: photographs of six materials, good and damaged
+    Demo(demo::DemoArgs),
+    /// Compute the features of a folder of pictures ahead of training
+    Features(features::FeaturesArgs),
+    /// Say what this machine offers, and whether all is well
+    Doctor(doctor::DoctorArgs),
+}
+
+/// Parses the arguments of this process, does what they say, and turns the outcome into an exit code.
+pub fn main() -> ExitCode {
+    let mut command = Cli::command().mut_subcommands(|verb| verb.mut_args(|arg| arg.hide_env(true)));
+    let parsed = command.try_get_matches_from_mut(std::env::args_os()).and_then(|m| Cli::from_arg_matches(&m));
+    let outcome = match parsed {
+        Ok(cli) => run(cli.verb),
+        Err(refusal) => {
+            // Help asked for goes to stdout with 0, a mistake to stderr with 2. Nobody may be listening.
+            let _ = refusal.print();
+            if let Some(variable) = blamed_variable(&refusal) {
+                ui::say(format_args!("\nnote: the value comes from the environment variable {variable}"));
+            }
+            return ExitCode::from(refusal.exit_code() as u8);
+        }
+    };
+    let Err(error) = outcome else { return ExitCode::SUCCESS };
+    match &error {
+        Error::Interrupted(_) => ui::say(&error),
+        _ => ui::say(format_args!("error: {error}")),
+    }
+    ExitCode::from(error.exit_code())
+}
+
+fn run(verb: Verb) -> Result<()> {
+    match verb {
+        Verb::Train(args) => train::run(*args),
+        Verb::Eval(args) => eval::run(args),
+        Verb::Predict(args) => predict::run(args),
+        Verb::Demo(args) => demo::run(args),
+        Verb::Features(args) => features::run(args),
+        Verb::Doctor(args) => doctor::run(args),
+    }
+}
+
+/// clap speaks of flags even where the value came from the environment: the variable that is meant, if one is.
+fn blamed_variable(refusal: &clap::Error) -> Option<String> {
+    let mentioned =
+        [ContextKind::InvalidArg, ContextKind::PriorArg].into_iter().filter_map(|kind| match refusal.get(kind)? {
+            ContextValue::String(arg) => arg.split(' ').next().map(str::to_owned),
+            _ => None,
+        });
+    let typed = |flag: &str| std::env::args_os().any(|arg| arg.to_string_lossy().split('=').next() == Some(flag));
+    mentioned.filter(|flag| flag.starts_with("--") && !typed(flag)).find_map(|flag| {
+        let variable = format!("GRAD_{}", flag[2..].replace('-', "_").to_uppercase());
+        std::env::var_os(&variable).map(|_| variable)
+    })
+}

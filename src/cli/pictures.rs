@@ -1,0 +1,147 @@
+//! Pictures and their features, as every verb opens them: the user's folder or the demo set, the classes asked for.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use tempfile::TempDir;
+
+use super::ui::{Ui, count};
+use crate::backbone::Backbone;
+use crate::config::{Cache, Config, DEMO_SEED, demo_counts, suggest};
+use crate::data::demo::write_demo;
+use crate::data::{Dataset, Item, Split};
+use crate::error::{Error, Result};
+use crate::features::Features;
+use crate::train::FeatureSource;
+
+/// What a model file says of pictures that come with the program.
+pub const DEMO: &str = "demo";
+
+/// A dataset, and where it came from.
+pub struct Pictures {
+    pub dataset: Dataset,
+    /// The folder, or [`DEMO`].
+    pub origin: String,
+    /// Holds the demo set when there is no cache; removed at the end.
+    _temporary: Option<TempDir>,
+}
+
+impl Pictures {
+    /// Scans the user's folder, or writes the demo set into the cache unless it is there.
+    ///
+    /// # Errors
+    /// What scanning and writing refuse; [`Error::Config`] for a class that is not there.
+    pub fn open(ui: &Ui, config: &Config) -> Result<Self> {
+        let (folder, temporary) = match (&config.data, &config.cache) {
+            (Some(folder), _) => (folder.clone(), None),
+            (None, Cache::Folder(cache)) => (demo(ui, &cache.join("demo"))?, None),
+            (None, Cache::None) => {
+                let home = tempfile::tempdir();
+                let home = home.map_err(|e| Error::io("create a folder in", std::env::temp_dir(), &e))?;
+                (demo(ui, &home.path().join("demo"))?, Some(home))
+            }
+        };
+        let mut dataset = Dataset::scan(&folder)?;
+        dataset.warnings.iter().for_each(|warning| ui.warn(warning));
+        if !config.classes.is_empty() {
+            keep_classes(&mut dataset, &config.classes)?;
+        }
+        let origin = if config.data.is_some() { folder.display().to_string() } else { DEMO.into() };
+        let (train, test) = (dataset.train().count(), dataset.test().count());
+        let classes = match &dataset.classes[..] {
+            [one] => format!("class {one}"),
+            many => format!("{} classes", many.len()),
+        };
+        ui.note("data", format_args!("{origin}: {classes}, {} to train on, {test} to test", count(train, "picture")));
+        Ok(Pictures { dataset, origin, _temporary: temporary })
+    }
+
+    /// Features of the pictures of a split, or of all, from the cache as far as it has them.
+    ///
+    /// # Errors
+    /// What [`Features::open_or_compute`] refuses.
+    pub fn features(&self, ui: &Ui, config: &Config, backbone: &Backbone, split: Option<Split>) -> Result<Cached<'_>> {
+        let items: Vec<&Item> = self.dataset.items.iter().filter(|i| split.is_none_or(|s| s == i.split)).collect();
+        let paths: Vec<&PathBuf> = items.iter().map(|item| &item.path).collect();
+        let cache = match &config.cache {
+            Cache::Folder(folder) => Some(folder.as_path()),
+            Cache::None => None,
+        };
+        let started = Instant::now();
+        let features = {
+            let bar = ui.bar("features", paths.len());
+            Features::open_or_compute(cache, backbone, config.image_size, &paths, &|done, _| bar.at(done))?
+        };
+        features.warnings().iter().for_each(|warning| ui.warn(warning));
+        let seconds = started.elapsed().as_secs_f64();
+        let [h, w, c] = features.shape();
+        let origin = match (features.computed(), items.len()) {
+            (0, _) => format!("from {}", config.cache),
+            (n, all) if n == all => format!("{seconds:.1} s, {:.1} pictures/s", n as f64 / seconds),
+            (n, _) => format!("{n} computed in {seconds:.1} s, the others from {}", config.cache),
+        };
+        ui.note("features", format_args!("{} x {h}x{w}x{c} by {}, {origin}", items.len(), backbone.name()));
+        Ok(Cached { items, features, seconds })
+    }
+}
+
+/// Items and the features of each.
+pub struct Cached<'a> {
+    pub items: Vec<&'a Item>,
+    pub features: Features,
+    /// What it took to get them.
+    pub seconds: f64,
+}
+
+impl Cached<'_> {
+    /// The pictures of one split.
+    pub fn select(&self, split: Split) -> Selection<'_> {
+        let of = (0..self.items.len()).filter(|&i| self.items[i].split == split).collect();
+        Selection { cached: self, of }
+    }
+}
+
+/// Some of the pictures.
+pub struct Selection<'a> {
+    cached: &'a Cached<'a>,
+    /// Their numbers.
+    pub of: Vec<usize>,
+}
+
+impl Selection<'_> {
+    pub fn items(&self) -> Vec<&Item> {
+        self.of.iter().map(|&i| self.cached.items[i]).collect()
+    }
+}
+
+impl FeatureSource for Selection<'_> {
+    fn len(&self) -> usize {
+        self.of.len()
+    }
+
+    fn get(&self, i: usize) -> &[f32] {
+        self.cached.features.get(self.of[i])
+    }
+}
+
+fn demo(ui: &Ui, folder: &Path) -> Result<PathBuf> {
+    let summary = write_demo(folder, DEMO_SEED, demo_counts())?;
+    let done = if summary.reused { "is in" } else { "was written to" };
+    ui.note("demo", format_args!("no --data, so the demo set is used; it {done} {}", folder.display()));
+    Ok(folder.into())
+}
+
+fn keep_classes(dataset: &mut Dataset, wanted: &[String]) -> Result<()> {
+    if let Some(unknown) = wanted.iter().find(|name| !dataset.classes.contains(name)) {
+        let what = format!("{} has no class `{unknown}`", dataset.root.display());
+        return Err(Error::config(what, suggest(unknown, &dataset.classes)));
+    }
+    let all = std::mem::take(&mut dataset.classes);
+    dataset.items.retain(|item| wanted.contains(&all[item.class]));
+    dataset.classes = all.iter().filter(|name| wanted.contains(name)).cloned().collect();
+    for item in &mut dataset.items {
+        let name = &all[item.class];
+        item.class = dataset.classes.iter().position(|n| n == name).expect("only items of these classes are left");
+    }
+    Ok(())
+}

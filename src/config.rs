@@ -1,0 +1,418 @@
+//! Settings: flag > environment variable > file > default, settled into one checked [`Config`].
+//!
+//! Each setting is written once, as a field of one of four groups: it is a flag (`--grid-rate`), an environment variable
+//! (`GRAD_GRID_RATE`) and a key of the `--config` file (`grid_rate`). clap reads the first two, serde the third.
+//! A key that is none of them is an error that names the file, the line and the nearest key.
+
+use std::path::PathBuf;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::backbone::Network;
+use crate::data::demo::DemoCounts;
+use crate::error::{Error, Result};
+use crate::model::{HeadConfig, ModelKind};
+use crate::train::TrainConfig;
+
+mod file;
+mod value;
+
+pub(crate) use file::suggest;
+pub use value::{Cache, Device, MseCoef, Schedule};
+
+/// Epochs on the demo set, whatever the model: data, features, training and evaluation then take well under three
+/// minutes on two cores. Training on a user's own pictures takes the model's published number of epochs.
+pub const DEMO_EPOCHS: usize = 12;
+
+/// Seed of the demo set. Another `--seed` trains another model on the same pictures.
+pub const DEMO_SEED: u64 = 0;
+
+/// Pictures of the demo set.
+pub fn demo_counts() -> DemoCounts {
+    DemoCounts::default()
+}
+
+/// The gate constant of the paper, which belongs to features of EfficientNet-B4.
+const B4_MSE_COEF: f64 = 0.05;
+
+/// Which frozen network makes the features.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum BackboneKind {
+    /// EfficientNet-Lite0, built in
+    Lite0,
+    /// EfficientNet-B4, as published; needs --backbone-weights
+    B4,
+}
+
+impl BackboneKind {
+    /// Name on the command line and in model files.
+    pub fn name(self) -> &'static str {
+        match self {
+            BackboneKind::Lite0 => "lite0",
+            BackboneKind::B4 => "b4",
+        }
+    }
+
+    /// The network itself.
+    pub fn network(self) -> Network {
+        match self {
+            BackboneKind::Lite0 => Network::Lite0,
+            BackboneKind::B4 => Network::B4,
+        }
+    }
+
+    /// The kind called `name`.
+    pub fn find(name: &str) -> Option<Self> {
+        [BackboneKind::Lite0, BackboneKind::B4].into_iter().find(|kind| kind.name() == name)
+    }
+}
+
+/// Settings of the machine; every verb that computes has them.
+#[derive(Debug, Clone, Default, Args, Deserialize)]
+#[serde(default)]
+#[command(next_help_heading = "Machine")]
+pub struct MachineArgs {
+    /// Threads [default: one per core]
+    #[arg(long, env = "GRAD_THREADS", value_name = "N")]
+    pub threads: Option<usize>,
+    /// auto, cpu or cuda[:N] [default: auto]
+    #[arg(long, env = "GRAD_DEVICE", value_name = "DEVICE")]
+    pub device: Option<Device>,
+    /// TOML file with any of the settings, as `key = value`
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+}
+
+/// Which pictures are read, and where their features are kept.
+#[derive(Debug, Clone, Default, Args, Deserialize)]
+#[serde(default)]
+#[command(next_help_heading = "Pictures")]
+pub struct SourceArgs {
+    /// Folder of pictures, ROOT/CLASS/{train,test}/… [default: the demo set]
+    #[arg(long, env = "GRAD_DATA", value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Only these classes of the folder, comma-separated [default: all]
+    #[arg(long, env = "GRAD_CLASSES", value_name = "NAMES", value_delimiter = ',')]
+    pub classes: Option<Vec<String>>,
+    /// Folder that keeps features between runs, or none [default: .grad/cache]
+    #[arg(long, env = "GRAD_CACHE", value_name = "DIR|none")]
+    pub cache: Option<Cache>,
+}
+
+/// Which network makes the features, of which picture size.
+#[derive(Debug, Clone, Default, Args, Deserialize)]
+#[serde(default)]
+#[command(next_help_heading = "Features")]
+pub struct ExtractorArgs {
+    /// Network that makes the features [default: lite0]
+    #[arg(long, env = "GRAD_BACKBONE", value_name = "lite0|b4")]
+    pub backbone: Option<BackboneKind>,
+    /// Its weights, a safetensors file [default: lite0's are built in]
+    #[arg(long, env = "GRAD_BACKBONE_WEIGHTS", value_name = "FILE")]
+    pub backbone_weights: Option<PathBuf>,
+    /// Pixels per side that pictures are resized to, k·16 [default: 224]
+    #[arg(long, env = "GRAD_IMAGE_SIZE", value_name = "PIXELS")]
+    pub image_size: Option<usize>,
+}
+
+/// What is trained, and how.
+#[derive(Debug, Clone, Default, Args, Deserialize)]
+#[serde(default)]
+#[command(next_help_heading = "Training")]
+pub struct RecipeArgs {
+    /// Model: grad, crad or crad-s [default: crad-s]
+    #[arg(long, env = "GRAD_MODEL", value_name = "NAME", value_parser = model_parser())]
+    pub model: Option<ModelKind>,
+    /// Times every picture is seen [default: 50; grad 100; demo set 12]
+    #[arg(long, env = "GRAD_EPOCHS", value_name = "N")]
+    pub epochs: Option<usize>,
+    /// Pictures per step [default: 16]
+    #[arg(long, env = "GRAD_BATCH", value_name = "N")]
+    pub batch: Option<usize>,
+    /// Pictures that BatchNorm sees together [default: 16]
+    #[arg(long, env = "GRAD_BN_GROUP", value_name = "N")]
+    pub bn_group: Option<usize>,
+    /// Learning rate of the network [default: 0.001]
+    #[arg(long, env = "GRAD_RATE", value_name = "X")]
+    pub rate: Option<f64>,
+    /// Learning rate of the grids [default: 0.1]
+    #[arg(long, env = "GRAD_GRID_RATE", value_name = "X")]
+    pub grid_rate: Option<f64>,
+    /// Factor of both rates from an epoch on [default: 0:1,41:0.1,81:0.01]
+    #[arg(long, env = "GRAD_SCHEDULE", value_name = "EPOCH:X,…")]
+    pub schedule: Option<Schedule>,
+    /// AdamW's weight decay [default: 0.01]
+    #[arg(long, env = "GRAD_DECAY", value_name = "X")]
+    pub decay: Option<f64>,
+    /// Largest gradient norm; inf for no limit [default: 0.1]
+    #[arg(long, env = "GRAD_CLIP", value_name = "X")]
+    pub clip: Option<f64>,
+    /// Seed of start values, order and jitter [default: 0]
+    #[arg(long, env = "GRAD_SEED", value_name = "N")]
+    pub seed: Option<u64>,
+    /// Folder of the run [default: runs/MODEL-1, -2, …]
+    #[arg(long, env = "GRAD_OUT", value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Jitter of the local coordinates [default: on]
+    #[arg(long, env = "GRAD_JITTER", value_name = "on|off", value_parser = value::switch, help_heading = "Model parts")]
+    #[serde(deserialize_with = "switch")]
+    pub jitter: Option<bool>,
+    /// Local branch [default: on]
+    #[arg(long, env = "GRAD_LOCAL", value_name = "on|off", value_parser = value::switch, help_heading = "Model parts")]
+    #[serde(deserialize_with = "switch")]
+    pub local: Option<bool>,
+    /// Global branch [default: on]
+    #[arg(long, env = "GRAD_GLOBAL", value_name = "on|off", value_parser = value::switch, help_heading = "Model parts")]
+    #[serde(deserialize_with = "switch")]
+    pub global: Option<bool>,
+    /// Refinement gate [default: on]
+    #[arg(long, env = "GRAD_REFINE", value_name = "on|off", value_parser = value::switch, help_heading = "Model parts")]
+    #[serde(deserialize_with = "switch")]
+    pub refine: Option<bool>,
+    /// Gate constant k, threshold 0.5/k [default: auto; b4 0.05]
+    #[arg(long, env = "GRAD_MSE_COEF", value_name = "auto|X", help_heading = "Model parts")]
+    pub mse_coef: Option<MseCoef>,
+    /// Cells per side of the local grid [default: 8]
+    #[arg(long, env = "GRAD_LOCAL_RESOLUTION", value_name = "N", help_heading = "Model parts")]
+    pub local_resolution: Option<usize>,
+    /// Cells per side of the global grid [default: 4]
+    #[arg(long, env = "GRAD_GLOBAL_RESOLUTION", value_name = "N", help_heading = "Model parts")]
+    pub global_resolution: Option<usize>,
+    /// Fusion blocks [default: 11; grad 7]
+    #[arg(long, env = "GRAD_BLOCKS", value_name = "N", help_heading = "Model parts")]
+    pub blocks: Option<usize>,
+}
+
+fn model_parser() -> impl TypedValueParser<Value = ModelKind> {
+    let names = ModelKind::ALL.map(ModelKind::name);
+    PossibleValuesParser::new(names).map(|name| {
+        let kind = ModelKind::ALL.into_iter().find(|kind| kind.name() == name);
+        kind.expect("only the names of kinds are possible")
+    })
+}
+
+fn switch<'de, D: Deserializer<'de>>(from: D) -> Result<Option<bool>, D::Error> {
+    value::switch_or_bool(from).map(Some)
+}
+
+/// Everything a user can set, nothing settled. A verb fills the groups it has flags for.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// The machine.
+    pub machine: MachineArgs,
+    /// The pictures.
+    pub source: SourceArgs,
+    /// The features.
+    pub extractor: ExtractorArgs,
+    /// The training.
+    pub recipe: RecipeArgs,
+}
+
+/// Every setting, settled and checked. Written to a run's folder as `config.toml`, in the form `--config` reads.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Config {
+    /// Which model.
+    pub model: ModelKind,
+    /// Whether that is the default, and not the user's choice.
+    #[serde(skip)]
+    pub model_is_default: bool,
+    /// Which network makes the features.
+    pub backbone: BackboneKind,
+    /// Its weights; `None` for the built-in ones.
+    pub backbone_weights: Option<PathBuf>,
+    /// Side of a prepared picture, pixels.
+    pub image_size: usize,
+    /// Folder of pictures; `None` for the demo set.
+    pub data: Option<PathBuf>,
+    /// Only these classes; empty for all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<String>,
+    /// Times every picture is seen.
+    pub epochs: usize,
+    /// Pictures per step.
+    pub batch: usize,
+    /// Pictures that BatchNorm sees together.
+    pub bn_group: usize,
+    /// Learning rate of the network.
+    pub rate: f64,
+    /// Learning rate of the grids.
+    pub grid_rate: f64,
+    /// AdamW's weight decay.
+    pub decay: f64,
+    /// Largest gradient norm.
+    pub clip: f64,
+    /// Factor of both rates from an epoch on.
+    pub schedule: Schedule,
+    /// Seed of start values, order and jitter.
+    pub seed: u64,
+    /// Whether local coordinates are jittered.
+    pub jitter: bool,
+    /// Whether the local branch exists.
+    pub local: bool,
+    /// Whether the global branch exists.
+    pub global: bool,
+    /// Whether the refinement gate exists.
+    pub refine: bool,
+    /// Constant of the gate.
+    pub mse_coef: MseCoef,
+    /// Side of the local grid.
+    pub local_resolution: usize,
+    /// Side of the global grid.
+    pub global_resolution: usize,
+    /// Fusion blocks.
+    pub blocks: usize,
+    /// Threads; `None` for one per core. No result depends on it.
+    pub threads: Option<usize>,
+    /// What computes.
+    pub device: Device,
+    /// Where features are kept.
+    pub cache: Cache,
+    /// Folder of the run, if the user named one. Not written: no other run may have it.
+    #[serde(skip)]
+    pub out: Option<PathBuf>,
+}
+
+impl Config {
+    /// Settles `flags` (which hold the environment too) over the file they name over the defaults.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the setting that cannot be used; [`Error::Io`] when the file cannot be read.
+    pub fn settle(flags: Settings) -> Result<Config> {
+        let file = flags.machine.config.as_deref().map(file::read).transpose()?.unwrap_or_default();
+        macro_rules! pick {
+            ($group:ident.$key:ident) => {
+                flags.$group.$key.or(file.$group.$key)
+            };
+        }
+        let model = pick!(recipe.model);
+        let kind = model.unwrap_or(ModelKind::CradS);
+        let backbone = pick!(extractor.backbone).unwrap_or(BackboneKind::Lite0);
+        let data = pick!(source.data);
+        let train = TrainConfig::published(kind);
+        // Only its numbers count here: the shape of the features and the gate's constant are found later.
+        let head = HeadConfig::published(kind, [1, 1, 1], B4_MSE_COEF);
+        let epochs = if data.is_some() { train.epochs } else { DEMO_EPOCHS };
+        let config = Config {
+            model: kind,
+            model_is_default: model.is_none(),
+            backbone,
+            backbone_weights: pick!(extractor.backbone_weights),
+            image_size: pick!(extractor.image_size).unwrap_or(224),
+            data,
+            classes: pick!(source.classes).unwrap_or_default(),
+            epochs: pick!(recipe.epochs).unwrap_or(epochs),
+            batch: pick!(recipe.batch).unwrap_or(train.batch),
+            bn_group: pick!(recipe.bn_group).unwrap_or(train.bn_group),
+            rate: pick!(recipe.rate).unwrap_or(train.rate),
+            grid_rate: pick!(recipe.grid_rate).unwrap_or(train.grid_rate),
+            decay: pick!(recipe.decay).unwrap_or(train.decay),
+            clip: pick!(recipe.clip).unwrap_or(train.clip),
+            schedule: pick!(recipe.schedule).unwrap_or(Schedule(train.schedule)),
+            seed: pick!(recipe.seed).unwrap_or(train.seed),
+            jitter: pick!(recipe.jitter).unwrap_or(train.jitter),
+            local: pick!(recipe.local).unwrap_or(head.local),
+            global: pick!(recipe.global).unwrap_or(head.global),
+            refine: pick!(recipe.refine).unwrap_or(head.refine),
+            mse_coef: pick!(recipe.mse_coef).unwrap_or(match backbone {
+                BackboneKind::B4 => MseCoef::Value(B4_MSE_COEF),
+                BackboneKind::Lite0 => MseCoef::Auto,
+            }),
+            local_resolution: pick!(recipe.local_resolution).unwrap_or(head.local_resolution),
+            global_resolution: pick!(recipe.global_resolution).unwrap_or(head.global_resolution),
+            blocks: pick!(recipe.blocks).unwrap_or(head.blocks),
+            threads: pick!(machine.threads),
+            device: pick!(machine.device).unwrap_or(Device::Auto),
+            cache: pick!(source.cache).unwrap_or_default(),
+            out: pick!(recipe.out),
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        let whole = [
+            ("image_size", self.image_size, 64, 2048),
+            ("threads", self.threads.unwrap_or(1), 1, 1024),
+            ("local_resolution", self.local_resolution, 1, 1024),
+            ("global_resolution", self.global_resolution, 1, 64),
+            ("blocks", self.blocks, 0, 100),
+        ];
+        for (key, value, low, high) in whole {
+            if !(low..=high).contains(&value) {
+                return Err(Error::config(format!("{key} is {value}"), format!("use a number from {low} to {high}")));
+            }
+        }
+        if !self.image_size.is_multiple_of(16) {
+            let below = self.image_size / 16 * 16;
+            return Err(Error::config(
+                format!("image_size is {}, not a multiple of 16", self.image_size),
+                format!("use {below} or {}", below + 16),
+            ));
+        }
+        if i64::try_from(self.seed).is_err() {
+            let what = format!("seed is {}, more than a configuration file can hold", self.seed);
+            return Err(Error::config(what, format!("use a number up to {}", i64::MAX)));
+        }
+        if self.backbone == BackboneKind::B4 && self.backbone_weights.is_none() {
+            return Err(Error::config(
+                "backbone b4 has no built-in weights",
+                "give its safetensors file with --backbone-weights, or use --backbone lite0",
+            ));
+        }
+        if !self.local && !self.global {
+            return Err(Error::config(
+                "local and global are both off: the model would know nothing about a picture",
+                "leave at least one of them on",
+            ));
+        }
+        self.train().check()
+    }
+
+    /// How the head is trained.
+    pub fn train(&self) -> TrainConfig {
+        TrainConfig {
+            epochs: self.epochs,
+            batch: self.batch,
+            bn_group: self.bn_group,
+            rate: self.rate,
+            grid_rate: self.grid_rate,
+            schedule: self.schedule.0.clone(),
+            decay: self.decay,
+            clip: self.clip,
+            jitter: self.jitter,
+            seed: self.seed,
+            ..TrainConfig::published(self.model)
+        }
+    }
+
+    /// The head for features `[height, width, channels]` with the gate constant `mse_coef`.
+    pub fn head(&self, features: [usize; 3], mse_coef: f64) -> HeadConfig {
+        HeadConfig {
+            blocks: self.blocks,
+            local_resolution: self.local_resolution,
+            global_resolution: self.global_resolution,
+            local: self.local,
+            global: self.global,
+            refine: self.refine,
+            ..HeadConfig::published(self.model, features, mse_coef)
+        }
+    }
+
+    /// The text of `config.toml`.
+    pub fn to_toml(&self) -> String {
+        let settings = toml::to_string(self).expect("settings are plain data");
+        format!("# Every setting of this run. Train again like it: grad train --config THIS_FILE\n{settings}")
+    }
+
+    /// The keys whose values differ between two configurations.
+    pub fn differences(&self, other: &Config) -> Vec<String> {
+        let table = |config: &Config| toml::Table::try_from(config).expect("settings are plain data");
+        let (a, b) = (table(self), table(other));
+        let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+        keys.into_iter().filter(|key| a.get(*key) != b.get(*key)).cloned().collect()
+    }
+}

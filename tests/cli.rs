@@ -1,0 +1,500 @@
+//! The program as its user starts it: every verb, every exit code, every file of a run.
+//!
+//! All of it on a dozen pictures of 64 x 64 pixels and a model of one block: a run takes a fraction of a second.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command as Process, Stdio};
+use std::time::{Duration, Instant};
+
+use assert_cmd::Command;
+use image::{GrayImage, Luma, Rgb, RgbImage};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const GRAD: &str = env!("CARGO_BIN_EXE_grad");
+const TINY: [&str; 9] = ["train", "--data", "data", "--image-size", "64", "--blocks", "1", "--batch", "4"];
+
+/// A folder to work in, with `data/` in the layout of MVTec AD: two classes, four pictures to train on, four to test.
+fn workplace() -> TempDir {
+    let home = tempfile::tempdir().unwrap();
+    for (class, phase) in [("bolt", 0), ("cloth", 40)] {
+        let class = home.path().join("data").join(class);
+        for i in 0..4 {
+            picture(&class.join(format!("train/good/{i}.png")), phase + i, false);
+        }
+        for i in 4..6 {
+            picture(&class.join(format!("test/good/{i}.png")), phase + i, false);
+            picture(&class.join(format!("test/hole/{i}.png")), phase + i, true);
+            let mask = GrayImage::from_fn(64, 64, |x, y| Luma([if in_hole(x, y) { 255 } else { 0 }]));
+            let file = class.join(format!("ground_truth/hole/{i}_mask.png"));
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            mask.save(file).unwrap();
+        }
+    }
+    home
+}
+
+fn in_hole(x: u32, y: u32) -> bool {
+    (20..36).contains(&x) && (24..40).contains(&y)
+}
+
+/// Stripes, a little different for each `variant`, with or without a dark square.
+fn picture(path: &Path, variant: u32, hole: bool) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let pixel = |x: u32, y: u32| match hole && in_hole(x, y) {
+        true => Rgb([10, 0, 20]),
+        false => {
+            Rgb([((x + variant) * 7 % 97 + 100) as u8, ((y + variant) * 5 % 83 + 90) as u8, (120 + variant) as u8])
+        }
+    };
+    RgbImage::from_fn(64, 64, pixel).save(path).unwrap();
+}
+
+/// `grad` in `home`, with no setting from the environment of the tests.
+fn grad(home: &Path) -> Command {
+    let mut command = Command::new(GRAD);
+    command.current_dir(home).args([""; 0]);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("GRAD_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+struct Outcome {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl Outcome {
+    #[track_caller]
+    fn expect(self, code: i32, said: &[&str]) -> Self {
+        assert_eq!(self.code, code, "{}{}", self.stdout, self.stderr);
+        for word in said {
+            assert!(self.stderr.contains(word) || self.stdout.contains(word), "no `{word}`: {}", self.stderr);
+        }
+        self
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap()
+    }
+}
+
+fn go(mut command: Command) -> Outcome {
+    let output = command.output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Outcome { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+fn run(home: &Path, args: &[&str]) -> Outcome {
+    let mut command = grad(home);
+    command.args(args);
+    go(command)
+}
+
+/// Trains the tiny model into `out` with more flags.
+fn train(home: &Path, out: &str, more: &[&str]) -> Outcome {
+    run(home, &[&TINY[..], &["--out", out], more].concat())
+}
+
+fn model(home: &Path, out: &str) -> Vec<u8> {
+    fs::read(home.join(out).join("model.safetensors")).unwrap()
+}
+
+/// The losses and epochs of `train.jsonl`.
+fn epochs(home: &Path, out: &str) -> Vec<(u64, f64)> {
+    let text = fs::read_to_string(home.join(out).join("train.jsonl")).unwrap();
+    let line = |line: &str| {
+        let record: Value = serde_json::from_str(line).unwrap();
+        (record["epoch"].as_u64().unwrap(), record["loss"].as_f64().unwrap())
+    };
+    text.lines().map(line).collect()
+}
+
+#[test]
+fn from_pictures_to_heat_maps() {
+    let home = workplace();
+    let home = home.path();
+    let trained = train(home, "run", &["--epochs", "2", "--json"]).expect(0, &["model     crad-s: the default"]);
+    let report = trained.json();
+    assert_eq!(report["epochs"], 2);
+    let metrics: Value = serde_json::from_slice(&fs::read(home.join("run/metrics.json")).unwrap()).unwrap();
+    assert_eq!(report["metrics"], metrics);
+    assert_eq!(metrics["protocol"], "official");
+    let figure = |class: &str, name: &str| metrics["classes"][class][name].as_f64().unwrap();
+    for class in ["bolt", "cloth"] {
+        assert!(
+            (0.0..=1.0).contains(&figure(class, "image_auroc")) && (0.0..=1.0).contains(&figure(class, "pixel_auroc"))
+        );
+    }
+    assert!(metrics["mean"]["pixel_auroc"].as_f64().unwrap() > 0.5, "{metrics}");
+    let log = epochs(home, "run");
+    assert_eq!(log.iter().map(|(epoch, _)| *epoch).collect::<Vec<_>>(), [1, 2]);
+    assert!(log[1].1 < log[0].1, "the loss does not fall: {log:?}");
+
+    // What is measured later is what was measured at the end of training, with the folder found in the model file.
+    let eval = run(home, &["eval", "run/model.safetensors", "--json"]).expect(0, &[]);
+    assert_eq!(eval.json(), metrics);
+    let table = run(home, &["eval", "run/model.safetensors", "--data", "data", "-q"]).expect(0, &["worst"]);
+    assert_eq!(table.stderr, "");
+
+    // A corrupt picture among good ones: one row each, the rest is done.
+    fs::write(home.join("data/bolt/test/good/bad.png"), b"no picture").unwrap();
+    let args = ["predict", "run/model.safetensors", "data/bolt/test", "data/cloth/test/good/4.png", "gone.png"];
+    let predicted = run(home, &args).expect(3, &["bad.png", "2 of 7 pictures", "gone.png"]);
+    assert_eq!(predicted.stdout.lines().count(), 1 + 7, "{}", predicted.stdout);
+    let rows = run(home, &[&args[..], &["--json", "--out", "maps"]].concat()).expect(3, &[]);
+    let rows: Vec<Value> = rows.stdout.lines().map(|row| serde_json::from_str(row).unwrap()).collect();
+    assert_eq!(rows.len(), 7);
+    for row in &rows {
+        let maps = row["heatmap"].as_str().map(|map| image::open(home.join(map)).unwrap());
+        assert_eq!(row["score"].is_number(), maps.is_some_and(|map| map.width() >= 64), "{row}");
+        assert!(row["score"].is_number() ^ row["error"].is_string());
+    }
+    assert_eq!(rows[2]["path"], "data/bolt/test/good/bad.png");
+    // The same picture alone scores the same: no score depends on the others.
+    let alone =
+        run(home, &["predict", "run/model.safetensors", "data/bolt/test/hole/4.png", "--json", "--out", "none"]);
+    let alone = alone.expect(0, &[]).json();
+    assert_eq!(alone["score"], rows.iter().find(|r| r["path"] == alone["path"]).unwrap()["score"]);
+    assert!(alone["heatmap"].is_null());
+}
+
+#[test]
+fn heat_maps_never_land_on_pictures() {
+    let home = workplace();
+    let home = home.path();
+    train(home, "run", &["--epochs", "1"]).expect(0, &[]);
+    let predict = |path: &str, out: &str| run(home, &["predict", "run/model.safetensors", path, "--out", out]);
+    predict("data", "data/maps").expect(2, &["taken for pictures"]);
+    let picture = home.join("data/bolt/test/good/4.png");
+    let before = fs::read(&picture).unwrap();
+    predict("data/bolt/test/good/4.png", "data/bolt/test/good").expect(2, &["overwrite"]);
+    assert_eq!(fs::read(&picture).unwrap(), before);
+    fs::create_dir(home.join("empty")).unwrap();
+    predict("empty", "maps").expect(3, &["holds no picture"]);
+}
+
+#[test]
+fn features_are_computed_once() {
+    let home = workplace();
+    let features =
+        || run(home.path(), &["features", "--data", "data", "--image-size", "64", "--json"]).expect(0, &[]).json();
+    let first = features();
+    assert_eq!((&first["pictures"], &first["computed"]), (&16.into(), &16.into()));
+    assert_eq!(first["shape"], serde_json::json!([8, 8, 152]));
+    assert_eq!((&features()["computed"], &features()["from_cache"]), (&0.into(), &16.into()));
+    let none = run(home.path(), &["features", "--data", "data", "--image-size", "64", "--json", "--cache", "none"]);
+    assert_eq!(none.expect(0, &[]).json()["computed"], 16);
+}
+
+#[test]
+fn the_demo_set_is_written_once() {
+    let home = tempfile::tempdir().unwrap();
+    let demo = run(home.path(), &["demo", "set", "--json"]).expect(0, &[]).json();
+    assert!(demo["classes"].as_array().unwrap().len() >= 5 && demo["reused"] == false);
+    let bytes = |dir: &str| fs::read(home.path().join(dir).join("brick/train/good/000.png")).unwrap();
+    run(home.path(), &["demo", "set"]).expect(0, &["was there already"]);
+    run(home.path(), &["demo", "set", "--seed", "1"]).expect(3, &["another seed"]);
+    run(home.path(), &["demo", "other", "--seed", "1"]).expect(0, &[]);
+    assert_ne!(bytes("set"), bytes("other"));
+}
+
+#[test]
+fn the_doctor_knows_the_machine() {
+    let home = tempfile::tempdir().unwrap();
+    let doctor = run(home.path(), &["doctor", "--json", "--threads", "3"]).expect(0, &[]).json();
+    assert_eq!((&doctor["ok"], &doctor["threads"]), (&true.into(), &"3".into()));
+    assert!(!home.path().join(".grad").exists(), "it must change nothing");
+    run(home.path(), &["doctor", "--cache", "/proc/nowhere"]).expect(2, &["NOT writable"]);
+    let mut wrong = grad(home.path());
+    wrong.arg("doctor").env("GRAD_SIMD", "mmx");
+    go(wrong).expect(2, &["GRAD_SIMD=mmx"]);
+    run(home.path(), &["train", "--device", "cuda:1"]).expect(5, &["--device cpu"]);
+}
+
+#[test]
+fn help_fits_a_terminal() {
+    let home = tempfile::tempdir().unwrap();
+    for verb in [
+        &["--help"][..],
+        &["train", "--help"],
+        &["eval", "--help"],
+        &["predict", "-h"],
+        &["demo", "-h"],
+        &["features", "-h"],
+        &["doctor", "-h"],
+    ] {
+        let help = run(home.path(), verb).expect(0, &["Usage: grad"]);
+        let wide = help.stdout.lines().find(|line| line.chars().count() > 80);
+        assert_eq!(wide, None, "{verb:?}");
+    }
+    let help = run(home.path(), &["train", "--help"]).stdout;
+    for flag in [
+        "--model",
+        "--backbone",
+        "--epochs",
+        "--batch",
+        "--out",
+        "--seed",
+        "--threads",
+        "--device",
+        "--config",
+        "--local",
+        "--global",
+        "--refine",
+        "--jitter",
+        "--mse-coef",
+        "--resume",
+        "--json",
+        "Examples:",
+    ] {
+        assert!(help.contains(flag), "{flag}");
+    }
+    run(home.path(), &["train", "--epoch", "3"]).expect(2, &["--epochs"]);
+    run(home.path(), &[]).expect(2, &["Usage"]);
+}
+
+#[test]
+fn flag_over_environment_over_file_over_default() {
+    let home = workplace();
+    let home = home.path();
+    fs::write(home.join("c.toml"), "epochs = 3\nseed = 5\nblocks = 0\njitter = \"off\"\nmse_coef = 1\n").unwrap();
+    let mut command = grad(home);
+    command.args([
+        "train",
+        "--data",
+        "data",
+        "--image-size",
+        "64",
+        "--config",
+        "c.toml",
+        "--out",
+        "run",
+        "--epochs",
+        "1",
+    ]);
+    command.env("GRAD_EPOCHS", "2").env("GRAD_SEED", "7").env("GRAD_REFINE", "off");
+    go(command).expect(0, &[]);
+    let settled: toml::Table = fs::read_to_string(home.join("run/config.toml")).unwrap().parse().unwrap();
+    let integer = |key: &str| settled[key].as_integer().unwrap();
+    assert_eq!([integer("epochs"), integer("seed"), integer("blocks"), integer("batch")], [1, 7, 0, 16]);
+    let switches = ["jitter", "refine", "local"].map(|key| settled[key].as_bool().unwrap());
+    assert_eq!(switches, [false, false, true]);
+    assert_eq!(settled["mse_coef"].as_float(), Some(1.0));
+    // The settled file says the same again.
+    run(home, &["train", "--config", "run/config.toml", "--out", "again"]).expect(0, &[]);
+    assert_eq!(model(home, "run"), model(home, "again"));
+    assert_eq!(fs::read(home.join("run/config.toml")).unwrap(), fs::read(home.join("again/config.toml")).unwrap());
+}
+
+#[test]
+fn settings_that_make_no_sense_are_named() {
+    let home = workplace();
+    let home = home.path();
+    for (text, said) in [
+        ("seed = 1\n\ngrid_rat = 0.1\n", ["c.toml:3", "did you mean `grid_rate`?"]),
+        ("epochs = \"many\"\n", ["c.toml:1", "integer"]),
+        ("epochs = \n", ["c.toml:1", "mend"]),
+        ("jitter = \"maybe\"\n", ["c.toml:1", "on or off"]),
+        ("mse_coef = \"big\"\n", ["c.toml:1", "auto"]),
+        ("device = \"gpu\"\n", ["c.toml:1", "cuda:N"]),
+        ("model = \"crads\"\n", ["c.toml:1", "crad-s"]),
+        ("rate = -1.0\n", ["rate is -1", "not negative"]),
+        ("local = false\nglobal = false\n", ["local and global", "at least one"]),
+    ] {
+        fs::write(home.join("c.toml"), text).unwrap();
+        train(home, "run", &["--config", "c.toml"]).expect(2, &said);
+    }
+    for (flags, said) in [
+        (["--image-size", "100"], "use 96 or 112"),
+        (["--image-size", "32"], "from 64 to 2048"),
+        (["--epochs", "0"], "epochs is 0"),
+        (["--threads", "0"], "threads is 0"),
+        (["--backbone", "b4"], "--backbone-weights"),
+        (["--classes", "bolts"], "did you mean `bolt`?"),
+        (["--config", "gone.toml"], "gone.toml"),
+        (["--schedule", "1-2"], "EPOCH:FACTOR"),
+        (["--seed", "18446744073709551615"], "seed is"),
+    ] {
+        let flags =
+            if flags[0] == "--image-size" { flags.to_vec() } else { [&flags[..], &["--image-size", "64"]].concat() };
+        run(home, &[&["train", "--data", "data", "--out", "run"], &flags[..]].concat()).expect(2, &[said]);
+    }
+    let mut command = grad(home);
+    command.args(TINY).env("GRAD_EPOCHS", "x");
+    go(command).expect(2, &["environment variable GRAD_EPOCHS"]);
+    assert!(!home.join("run").exists(), "a run that never began leaves nothing behind");
+}
+
+#[test]
+fn a_used_folder_is_refused() {
+    let home = workplace();
+    let home = home.path();
+    train(home, "run", &["--epochs", "1"]).expect(0, &[]);
+    let before = model(home, "run");
+    train(home, "run", &["--epochs", "1", "--seed", "3"]).expect(2, &["already holds a run", "--resume run"]);
+    assert_eq!(model(home, "run"), before);
+    train(home, "data", &["--epochs", "1"]).expect(2, &["data is not empty"]);
+    // Without --out, runs are numbered.
+    for name in ["runs/crad-s-1", "runs/crad-s-2"] {
+        run(home, &[&TINY[..], &["--epochs", "1", "-q"]].concat()).expect(0, &[]);
+        assert!(home.join(name).join("metrics.json").is_file());
+    }
+    // Nothing can be made below a file.
+    train(home, "data/bolt/train/good/0.png/run", &["--epochs", "1"]).expect(2, &["cannot create"]);
+    train(home, "/proc/run", &["--epochs", "1"]).expect(2, &["/proc/run"]);
+}
+
+#[test]
+fn the_same_bits_again() {
+    let home = workplace();
+    let home = home.path();
+    let straight = |out: &str, more: &[&str]| {
+        train(home, out, &[&["--epochs", "4", "--bn-group", "3"], more].concat()).expect(0, &[]);
+        model(home, out)
+    };
+    let first = straight("first", &["--threads", "1"]);
+    assert_eq!(first, straight("two", &["--threads", "2"]));
+    assert_eq!(first, straight("three", &["--threads", "3", "--cache", "none"]));
+    assert_ne!(first, straight("other", &["--seed", "1"]));
+    // Half of it, then the rest.
+    train(home, "half", &["--epochs", "2", "--bn-group", "3"]).expect(0, &[]);
+    assert_ne!(first, model(home, "half"));
+    run(home, &["train", "--resume", "half", "--epochs", "4"]).expect(0, &["epoch 3, step 1"]);
+    assert_eq!(first, model(home, "half"));
+    assert_eq!(epochs(home, "half"), epochs(home, "first"));
+    // Nothing left to do is no mistake; less than was done is one, and so is another recipe.
+    run(home, &["train", "--resume", "half"]).expect(0, &["every epoch is trained"]);
+    assert_eq!(first, model(home, "half"));
+    run(home, &["train", "--resume", "half", "--epochs", "3"]).expect(2, &["epochs is 3"]);
+    run(home, &["train", "--resume", "half", "--seed", "9"]).expect(2, &["seed is not what"]);
+    run(home, &["train", "--resume", "gone"]).expect(2, &["no such folder"]);
+    fs::remove_file(home.join("data/bolt/train/good/0.png")).unwrap();
+    run(home, &["train", "--resume", "half", "--epochs", "5"]).expect(3, &["7 training pictures", "8"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_goes_on_to_the_same_bits() {
+    let home = workplace();
+    let home = home.path();
+    train(home, "straight", &["--epochs", "40"]).expect(0, &[]);
+    for (out, signal) in [("interrupted", "-INT"), ("killed", "-KILL")] {
+        let args = [&TINY[..], &["--epochs", "40", "--out", out]].concat();
+        let mut child = Process::new(GRAD).current_dir(home).args(args).stderr(Stdio::null()).spawn().unwrap();
+        let log = home.join(out).join("train.jsonl");
+        let started = Instant::now();
+        while fs::read_to_string(&log).map_or(0, |text| text.lines().count()) < 2 {
+            assert!(started.elapsed() < Duration::from_secs(60), "no epoch was trained");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        assert!(Process::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+        let status = child.wait().unwrap();
+        assert_eq!(status.code(), if signal == "-INT" { Some(130) } else { None }, "{out} was faster than the signal");
+        assert!(!home.join(out).join("model.safetensors").exists());
+        run(home, &["train", "--resume", out]).expect(0, &["resume"]);
+        assert_eq!(model(home, "straight"), model(home, out), "{out}");
+        assert_eq!(epochs(home, "straight"), epochs(home, out), "{out}");
+    }
+}
+
+#[test]
+fn model_files_that_cannot_be_used() {
+    let home = workplace();
+    let home = home.path();
+    train(home, "run", &["--epochs", "1"]).expect(0, &[]);
+    let good = model(home, "run");
+    let bad = home.join("bad.safetensors");
+    let refuse = |said: &str| {
+        for args in [&["eval", "bad.safetensors"][..], &["predict", "bad.safetensors", "data", "--out", "none"]] {
+            let refused = run(home, args).expect(4, &["bad.safetensors", said, "help:"]);
+            assert_eq!(refused.stdout, "");
+        }
+    };
+    for length in [0, 7, 100, good.len() / 2, good.len() - 1] {
+        fs::write(&bad, &good[..length]).unwrap();
+        refuse("safetensors");
+    }
+    let mut nan = good.clone();
+    let last = nan.len() - 4;
+    nan[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&bad, &nan).unwrap();
+    refuse("");
+    fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/backbone/efficientnet-lite0.safetensors"), &bad)
+        .unwrap();
+    refuse("another kind");
+    run(home, &["eval", "gone.safetensors"]).expect(4, &["gone.safetensors"]);
+    // A model needs the very backbone that it was trained on.
+    let other = ["eval", "run/model.safetensors", "--backbone-weights", "run/model.safetensors"];
+    run(home, &other).expect(4, &["run/model.safetensors"]);
+}
+
+#[test]
+fn pictures_that_cannot_be_used() {
+    let home = workplace();
+    let home = home.path();
+    let refuse = |said: &[&str]| _ = train(home, "run", &["--epochs", "1"]).expect(3, said);
+    run(home, &["train", "--data", "nowhere"]).expect(3, &["no such folder"]);
+    fs::create_dir_all(home.join("data/new/train/good")).unwrap();
+    refuse(&["new has no picture to train on"]);
+    fs::write(home.join("data/new/train/good/0.png"), b"not a picture").unwrap();
+    refuse(&["0.png", "not a picture"]);
+    let whole = fs::read(home.join("data/bolt/train/good/0.png")).unwrap();
+    fs::write(home.join("data/new/train/good/0.png"), &whole[..whole.len() / 2]).unwrap();
+    refuse(&["cut short"]);
+    assert!(!home.join("run").exists());
+
+    // One picture is little, but no mistake; a class without test pictures has no figures.
+    fs::write(home.join("data/new/train/good/0.png"), &whole).unwrap();
+    let one = train(home, "run", &["--epochs", "1", "--json"]).expect(0, &["a single picture"]).json();
+    assert!(one["metrics"]["classes"]["new"]["image_auroc"].is_null());
+    assert!(one["metrics"]["classes"]["bolt"]["image_auroc"].is_number());
+    let alone = run(home, &[&TINY[..], &["--classes", "new", "--epochs", "1", "--out", "alone", "--json"]].concat());
+    assert!(alone.expect(0, &["no test pictures"]).json()["metrics"].is_null());
+    run(home, &["eval", "alone/model.safetensors", "--classes", "new"]).expect(3, &["no test pictures"]);
+    run(home, &["eval", "alone/model.safetensors"]).expect(0, &["bolt: the model was not trained on this class"]);
+}
+
+/// A limit on the size of files refuses a write half-way through, as a full disk does.
+#[cfg(unix)]
+#[test]
+fn a_failed_write_leaves_the_old_files() {
+    let home = workplace();
+    let home = home.path();
+    train(home, "run", &["--epochs", "1"]).expect(0, &[]);
+    let files = ["checkpoint.safetensors", "model.safetensors", "metrics.json", "train.jsonl"];
+    let read = || files.map(|name| fs::read(home.join("run").join(name)).unwrap());
+    let names = || {
+        let mut names: Vec<PathBuf> = fs::read_dir(home.join("run")).unwrap().map(|e| e.unwrap().path()).collect();
+        names.sort();
+        names
+    };
+    let before = (read(), names());
+    let script = format!("trap '' XFSZ; ulimit -f 100; exec '{GRAD}' train --resume run --epochs 2");
+    let mut limited = Command::new("sh");
+    limited.current_dir(home).args(["-c", &script]);
+    go(limited).expect(2, &["cannot write", "checkpoint.safetensors"]);
+    assert_eq!((read(), names()), before);
+    run(home, &["train", "--resume", "run", "--epochs", "2"]).expect(0, &[]);
+}
+
+#[cfg(unix)]
+#[test]
+fn output_that_nobody_reads_is_no_crash() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    for args in [&["doctor"][..], &["doctor", "--json"], &["--help"]] {
+        let script = format!("exec '{GRAD}' {} 2>err | true", args.join(" "));
+        Process::new("sh").current_dir(home).args(["-c", &script]).status().unwrap();
+        assert_eq!(fs::read_to_string(home.join("err")).unwrap(), "", "{args:?}");
+    }
+    let script = format!("'{GRAD}' doctor >/dev/full");
+    let mut full = Command::new("sh");
+    full.current_dir(home).args(["-c", &script]);
+    if Path::new("/dev/full").exists() {
+        go(full).expect(2, &["cannot write stdout"]);
+    }
+}

@@ -9,7 +9,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::activation::{Kind, bias_and_activation};
-use super::pointwise_conv::{bias_gradient, through_activation};
+use super::pointwise_conv::{bias_gradient, defined_through_activation, through_activation};
 use crate::device::cpu::{self, ConvGeometry};
 use crate::error::Result;
 use crate::op::{Arg, Case, Op, expect_inputs, expect_nhwc, expect_shape, refuse};
@@ -118,12 +118,7 @@ impl Op for Conv2d {
 
     fn reference_backward<T: Real>(&self, x: &[Arg<T>], _: &[&[T]], dy: &[T], dx: &mut [Option<&mut [T]>]) {
         let g = self.geometry(x[0].shape, x[1].shape);
-        let mut dz = dy.to_vec();
-        if self.act != Kind::Identity {
-            let mut z = dy.to_vec();
-            self.linear(x, &mut z);
-            dz.iter_mut().zip(z).for_each(|(d, z)| *d *= self.act.slope(z));
-        }
+        let dz = defined_through_activation(self.act, dy, |z| self.linear(x, z));
         dx.iter_mut().flatten().for_each(|d| d.fill(T::zero()));
         let (x_data, w_data) = (x[0].data, x[1].data);
         if let Some(Some(dbias)) = dx.get_mut(2) {

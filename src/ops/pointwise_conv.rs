@@ -76,12 +76,7 @@ impl Op for PointwiseConv {
 
     fn reference_backward<T: Real>(&self, x: &[Arg<T>], _: &[&[T]], dy: &[T], dx: &mut [Option<&mut [T]>]) {
         let (a, b) = (x[1].shape[0], x[1].shape[1]);
-        let mut dz = dy.to_vec();
-        if self.act != Kind::Identity {
-            let mut z = dy.to_vec();
-            Self::linear(x, &mut z);
-            dz.iter_mut().zip(z).for_each(|(d, z)| *d *= self.act.slope(z));
-        }
+        let dz = defined_through_activation(self.act, dy, |z| Self::linear(x, z));
         let rows = x[0].data.chunks_exact(a).zip(dz.chunks_exact(b));
         if let Some(dx) = &mut dx[0] {
             for (dx, dz) in dx.chunks_exact_mut(a).zip(dz.chunks_exact(b)) {
@@ -166,7 +161,17 @@ impl Op for PointwiseConv {
     }
 }
 
-/// `dz = dy · act'(z)`; without an activation dy itself. `forward` computes z.
+/// `dz = dy · act'(z)` by definition; `forward` computes z.
+pub(super) fn defined_through_activation<T: Real>(act: Kind, dy: &[T], forward: impl FnOnce(&mut [T])) -> Vec<T> {
+    if act == Kind::Identity {
+        return dy.to_vec();
+    }
+    let mut z = vec![T::nan(); dy.len()];
+    forward(&mut z);
+    dy.iter().zip(z).map(|(&d, z)| d * act.slope(z)).collect()
+}
+
+/// `dz = dy · act'(z)`, fast; without an activation dy itself. `forward` computes z.
 pub(super) fn through_activation(act: Kind, dy: &[f32], forward: impl FnOnce(&mut [f32])) -> Cow<'_, [f32]> {
     if act == Kind::Identity {
         return Cow::Borrowed(dy);

@@ -137,7 +137,7 @@ pub fn load_checkpoint(path: &Path) -> Result<(ModelInfo, Trainer)> {
 fn load(path: &Path) -> Result<(Header, Head, Params, Option<AdamW>)> {
     let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, &e))?;
     const AGAIN: &str = "copy the file again, or train again: `grad train`";
-    let damaged = |e: String| Error::model(path, format!("it is no intact safetensors file: {e}"), AGAIN);
+    let damaged = |e: String| Error::model(path, format!("it is damaged: {e}"), AGAIN);
     let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(e.to_string()))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(e.to_string()))?;
     let Some(header) = metadata.metadata().as_ref().and_then(|m| m.get(KEY)) else {
@@ -153,6 +153,9 @@ fn load(path: &Path) -> Result<(Header, Head, Params, Option<AdamW>)> {
     let header: Header = serde_json::from_str(header).map_err(|e| damaged(format!("its description: {e}")))?;
     if let Some(fault) = header.model.head.fault() {
         return Err(damaged(fault));
+    }
+    if header.model.head.parameters() * 4 > bytes.len() as u128 {
+        return Err(damaged("it is too short for the model it describes".into()));
     }
     header.model.protocol.check().map_err(|e| damaged(e.to_string()))?;
     header.model.train.check().map_err(|e| damaged(e.to_string()))?;
@@ -252,14 +255,17 @@ mod tests {
         let good = std::fs::read(&path).unwrap();
         for cut in [0, 5, 100, good.len() / 2, good.len() - 1] {
             std::fs::write(&path, &good[..cut]).unwrap();
-            refused("intact");
+            refused("damaged");
         }
         save_model(&path, &ModelInfo { format: FORMAT + 1, ..info.clone() }, &trainer.params).unwrap();
         refused("format");
         let wider = HeadConfig { expansion: 5, ..info.head.clone() };
         save_model(&path, &ModelInfo { head: wider, ..info.clone() }, &trainer.params).unwrap();
         refused("expected F32");
-        let deeper = HeadConfig { blocks: 2, ..info.head.clone() };
+        let huge = HeadConfig { blocks: 900, expansion: 100, ..info.head.clone() };
+        save_model(&path, &ModelInfo { head: huge, ..info.clone() }, &trainer.params).unwrap();
+        refused("too short");
+        let deeper = HeadConfig { kind: ModelKind::Grad, ..info.head.clone() };
         save_model(&path, &ModelInfo { head: deeper, ..info.clone() }, &trainer.params).unwrap();
         refused("missing");
         let id = trainer.params.find("recover.weight").unwrap();
@@ -269,5 +275,31 @@ mod tests {
         let view = TensorView::new(Dtype::F32, vec![1], &[0; 4]).unwrap();
         std::fs::write(&path, safetensors::serialize([("x", view)], None).unwrap()).unwrap();
         refused("another kind");
+    }
+
+    /// Bytes changed at random, most of them in the header: an error or a model, never a panic, never a huge allocation.
+    #[test]
+    fn random_damage_never_panics() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, (info, trainer)) = (dir.path().join("m.safetensors"), tiny());
+        save_checkpoint(&path, &info, &trainer).unwrap();
+        let good = std::fs::read(&path).unwrap();
+        let header = 8 + u64::from_le_bytes(good[..8].try_into().unwrap()) as usize;
+        let mut rng = crate::rng::Rng::new(5, 0);
+        let mut refused = 0;
+        for round in 0..600 {
+            let mut bytes = good.clone();
+            for _ in 0..=rng.below(4) {
+                let at = rng.below(if round % 4 == 0 { bytes.len() } else { header });
+                // Digits become other digits as often as not: sizes that still parse are the dangerous ones.
+                bytes[at] = match bytes[at] {
+                    b'0'..=b'9' if round % 2 == 0 => b'0' + rng.below(10) as u8,
+                    _ => rng.next_u32() as u8,
+                };
+            }
+            std::fs::write(&path, &bytes).unwrap();
+            refused += usize::from(load_checkpoint(&path).is_err());
+        }
+        assert!(refused > 300, "{refused} of 600 damaged files were refused");
     }
 }

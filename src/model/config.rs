@@ -35,6 +35,9 @@ impl ModelKind {
     }
 }
 
+/// Far above any published head, far below what would bring a machine down.
+const MAX_PARAMETERS: u128 = 1 << 30;
+
 /// A head's structure and constants.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HeadConfig {
@@ -100,6 +103,21 @@ impl HeadConfig {
         self.channels * (usize::from(self.local) + usize::from(self.global))
     }
 
+    /// Number of trained parameters, counted without building anything: sizes may come from a damaged file.
+    pub fn parameters(&self) -> u128 {
+        let [c, h, w, f, e] =
+            [self.channels, self.height, self.width, self.fused_channels(), self.expansion].map(|v| v as u128);
+        let cells = |side: usize| (side as u128).pow(2);
+        let coordinates = c * c + c + 2 * c + 2;
+        let local = if self.local { cells(self.local_resolution) * c + coordinates } else { 0 };
+        let global = if self.global { cells(self.global_resolution) * h * w * c + coordinates } else { 0 };
+        let block = match self.kind {
+            ModelKind::Grad => 2 * (9 * f * f + 2 * f),
+            _ => 2 * f * e + 9 * e + 2 * e * (e / 4).max(1) + 4 * e + 2 * f,
+        };
+        local + global + self.blocks as u128 * block + f * c
+    }
+
     /// What cannot be built, if anything.
     pub fn fault(&self) -> Option<String> {
         let sizes = [self.channels, self.height, self.width, self.local_resolution, self.global_resolution];
@@ -108,6 +126,9 @@ impl HeadConfig {
         }
         if sizes.iter().any(|s| !(1..=4096).contains(s)) || self.blocks > 1000 || self.expansion > 65_536 {
             return Some(format!("impossible sizes: {self:?}"));
+        }
+        if self.parameters() > MAX_PARAMETERS {
+            return Some(format!("{} parameters are more than the {MAX_PARAMETERS} supported", self.parameters()));
         }
         if self.kind != ModelKind::Grad && self.expansion == 0 {
             return Some("a bottleneck needs at least one inner channel".into());
@@ -131,6 +152,7 @@ mod tests {
         for (bad, word) in [
             (HeadConfig { local: false, global: false, ..good.clone() }, "both branches"),
             (HeadConfig { width: 0, ..good.clone() }, "impossible"),
+            (HeadConfig { width: 4000, height: 4000, ..good.clone() }, "parameters"),
             (HeadConfig { expansion: 0, ..good.clone() }, "inner channel"),
             (HeadConfig { mse_coef: f64::NAN, ..good.clone() }, "finite"),
         ] {

@@ -156,7 +156,9 @@ mod tests {
         for (kind, trained) in
             [(ModelKind::Grad, 26_437_972), (ModelKind::Crad, 15_361_492), (ModelKind::CradS, 5_261_116)]
         {
-            let (_, params) = Head::new(HeadConfig::published(kind, [28, 28, 216], 0.05), Some(1));
+            let config = HeadConfig::published(kind, [28, 28, 216], 0.05);
+            assert_eq!(config.parameters(), trained as u128, "{kind:?}");
+            let (_, params) = Head::new(config, Some(1));
             assert_eq!(params.trained_range().len(), trained, "{kind:?}");
             for (name, std) in [("local_grid", 0.012_000_4), ("global_grid", 8.591_50e-4), ("recover.weight", 0.01)] {
                 let t = params.tensor(params.find(name).unwrap());

@@ -1,6 +1,6 @@
 //! Six kinds of damage, and the mask of what they changed.
 //! A damage changes what the camera sees, before light, blur and noise, so its sharpness and grain are those of its
-//! surroundings. `strength = severity * (10 + roughness)` grey levels: what shows on paper drowns in gravel.
+//! surroundings. `strength = severity * (10 + roughness)` grey levels: what shows on paper is lost between bricks.
 //! `mask = close_2(max over channels |damaged - clean| >= NOTICEABLE)`, on the two developed pictures.
 
 use super::photo::{Picture, SIZE, Surface, View};
@@ -77,7 +77,7 @@ impl Scene<'_> {
         self.severity * (10.0 + self.surface.roughness)
     }
 
-    /// Factor for the width of thin things: a hair is lost between stones.
+    /// Factor for the width of thin things: a hair is lost on a rough surface.
     fn thickness(&self) -> f32 {
         1.0 + self.surface.roughness / 30.0
     }

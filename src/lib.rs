@@ -11,6 +11,7 @@
 
 pub mod atomic;
 pub mod backbone;
+pub mod bench;
 pub mod buffer;
 pub mod check;
 pub mod checkpoint;

@@ -57,7 +57,8 @@ type Layout = Vec<(String, Vec<usize>)>;
 /// Keys and shapes of a published weight file, as far as the second tap.
 fn layout(network: Network) -> Layout {
     fn norm(keys: &mut Layout, name: String, width: usize) {
-        ["weight", "bias", "running_mean", "running_var"].map(|p| keys.push((format!("{name}.{p}"), vec![width])));
+        let parts = ["weight", "bias", "running_mean", "running_var"];
+        keys.extend(parts.map(|p| (format!("{name}.{p}"), vec![width])));
     }
     let (stem, stages) = table(network);
     let mut keys = vec![("_conv_stem.weight".to_owned(), vec![stem, 3, 3, 3])];
@@ -189,12 +190,12 @@ fn the_formulas_are_those_of_the_fixtures() {
     assert_eq!(bits("_conv_stem.weight", 0), 0x7B90_17C3_F2E6_9D75);
     assert_eq!(bits("_conv_stem.weight", 1), 0x5988_5640_E72D_DA9C);
     for (key, shape, want) in [
-        ("_conv_stem.weight", &[48, 3, 3, 3][..], [-0.0115550756, -0.100175619]),
+        ("_conv_stem.weight", &[48, 3, 3, 3][..], [-0.0115550756f64, -0.100175619]),
         ("_bn0.running_var", &[48], [0.3507092, 0.530914903]),
         ("_blocks.0._se_reduce.bias", &[12], [-0.496140838, -0.825225592]),
         ("_blocks.2._depthwise_conv.weight", &[144, 1, 3, 3], [-0.384500563, -0.159696192]),
     ] {
-        assert_eq!([0, 1].map(|i| formula(key, shape, i)), want, "{key}");
+        assert_eq!([0, 1].map(|i| formula(key, shape, i)), want.map(|v| v as f32), "{key}");
     }
     let sum = |p: Picture| p.rgb.iter().map(|&v| u64::from(v)).sum::<u64>();
     assert_eq!([sum(picture(64, 96)), sum(picture(224, 224))], [2_352_713, 19_232_047]);

@@ -256,7 +256,8 @@ impl Backbone {
         let [n, h, w] = expect_pictures(x)?;
         let (rows, cols) = (h / 8, w / 8);
         let mut features = Buffer::scratch(n * rows * cols * self.channels());
-        // One picture at a time on each thread: what one layer leaves, the next one finds in the cache.
+        // One picture at a time on each thread: a layer finds in the cache what the last one left, memory does not grow
+        // with N, and threads meet once per picture instead of once per layer.
         let pictures = x.data().par_chunks_exact(h * w * 3);
         features.par_chunks_exact_mut(rows * cols * self.channels()).zip(pictures).try_for_each(|(y, x)| {
             let [a, b] = self.taps(&Tensor::from_slice([1, h, w, 3], x))?;

@@ -133,7 +133,7 @@ pub struct RecipeArgs {
     /// Pictures per step [default: 16]
     #[arg(long, env = "GRAD_BATCH", value_name = "N")]
     pub batch: Option<usize>,
-    /// Pictures that BatchNorm sees together [default: 16]
+    /// Pictures per BatchNorm group [default: 16]
     #[arg(long, env = "GRAD_BN_GROUP", value_name = "N")]
     pub bn_group: Option<usize>,
     /// Learning rate of the network [default: 0.001]

@@ -122,8 +122,10 @@ impl Detector {
             .par_iter()
             .map(|x| {
                 let scored = self.score_one(x)?;
-                let rows = scored.map.chunks_exact(scored.width).step_by(SCALE_STEP);
-                Ok(rows.flat_map(|row| row.iter().copied().step_by(SCALE_STEP)).collect::<Vec<_>>())
+                let rows = scored.map.chunks_exact(scored.width).skip(SCALE_STEP / 2).step_by(SCALE_STEP);
+                Ok(rows
+                    .flat_map(|row| row.iter().copied().skip(SCALE_STEP / 2).step_by(SCALE_STEP))
+                    .collect::<Vec<_>>())
             })
             .collect::<Result<Vec<_>>>()?
             .concat();
@@ -254,10 +256,22 @@ mod tests {
         let [low, high] = detector.measure_scale(&source).unwrap().unwrap();
         let inputs: Vec<&[f32]> = (0..6).map(|i| source.get(i)).collect();
         let maps = detector.score_features(&inputs).unwrap();
-        let all: Vec<f32> = maps.iter().flat_map(|s| s.map.iter().copied()).collect();
-        let below = |limit: f32| all.iter().filter(|v| **v <= limit).count() as f64 / all.len() as f64;
-        // A sixteenth of the pixels is looked at.
-        assert!((below(low) - 0.5).abs() <= 0.02 && below(high) >= 0.99, "{} {}", below(low), below(high));
+        // The rule again, by index: every fourth pixel of every fourth row, from the middle of the first four.
+        let looked_at = |s: &Scored, keep: &dyn Fn(usize, usize) -> bool| -> Vec<f32> {
+            (0..64 * 64).filter(|i| keep(i / 64, i % 64)).map(|i| s.map[i]).collect()
+        };
+        let pixels = |keep: &dyn Fn(usize, usize) -> bool| {
+            let mut all: Vec<f32> = maps.iter().flat_map(|s| looked_at(s, keep)).collect();
+            all.sort_by(f32::total_cmp);
+            all
+        };
+        let sampled = pixels(&|y, x| y % 4 == 2 && x % 4 == 2);
+        assert_eq!(sampled.len(), 6 * 16 * 16);
+        assert_eq!([low, high], [sampled[768], sampled[1533]]);
+        // Coarsely, that is the median and the top of all pixels too.
+        let all = pixels(&|_, _| true);
+        let below = |limit: f32| all.partition_point(|v| *v <= limit) as f64 / all.len() as f64;
+        assert!((below(low) - 0.5).abs() <= 0.05 && below(high) >= 0.99, "{} {}", below(low), below(high));
         detector.info.score_scale = Some([low, high]);
         let scale = detector.heat_scale().unwrap();
         assert!(scale.low() == low && scale.high() > high);

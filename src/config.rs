@@ -41,9 +41,9 @@ const B4_MSE_COEF: f64 = 0.05;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum BackboneKind {
-    /// EfficientNet-Lite0, built in
+    /// EfficientNet-Lite0, built in.
     Lite0,
-    /// EfficientNet-B4, as published; needs --backbone-weights
+    /// EfficientNet-B4, as published; its weights are a file of the user's.
     B4,
 }
 
@@ -81,7 +81,7 @@ pub struct MachineArgs {
     /// auto, cpu or cuda[:N] [default: auto]
     #[arg(long, env = "GRAD_DEVICE", value_name = "DEVICE")]
     pub device: Option<Device>,
-    /// TOML file with any of the settings, as `key = value`
+    /// TOML file of settings, key = value
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
@@ -92,13 +92,13 @@ pub struct MachineArgs {
 #[serde(default)]
 #[command(next_help_heading = "Pictures")]
 pub struct SourceArgs {
-    /// Folder of pictures, ROOT/CLASS/{train,test}/… [default: the demo set]
+    /// Folder of pictures, one folder per class
     #[arg(long, env = "GRAD_DATA", value_name = "DIR")]
     pub data: Option<PathBuf>,
-    /// Only these classes of the folder, comma-separated [default: all]
+    /// Only these, comma-separated [default: all]
     #[arg(long, env = "GRAD_CLASSES", value_name = "NAMES", value_delimiter = ',')]
     pub classes: Option<Vec<String>>,
-    /// Folder that keeps features between runs, or none [default: .grad/cache]
+    /// Keeps features here [default: .grad/cache]
     #[arg(long, env = "GRAD_CACHE", value_name = "DIR|none")]
     pub cache: Option<Cache>,
 }
@@ -108,13 +108,13 @@ pub struct SourceArgs {
 #[serde(default)]
 #[command(next_help_heading = "Features")]
 pub struct ExtractorArgs {
-    /// Network that makes the features [default: lite0]
-    #[arg(long, env = "GRAD_BACKBONE", value_name = "lite0|b4")]
+    /// Network for features [default: lite0]
+    #[arg(long, env = "GRAD_BACKBONE", value_name = "lite0|b4", hide_possible_values = true)]
     pub backbone: Option<BackboneKind>,
-    /// Its weights, a safetensors file [default: lite0's are built in]
+    /// Its weights [default: lite0's, built in]
     #[arg(long, env = "GRAD_BACKBONE_WEIGHTS", value_name = "FILE")]
     pub backbone_weights: Option<PathBuf>,
-    /// Pixels per side that pictures are resized to, k·16 [default: 224]
+    /// Side of a picture, k x 16 [default: 224]
     #[arg(long, env = "GRAD_IMAGE_SIZE", value_name = "PIXELS")]
     pub image_size: Option<usize>,
 }
@@ -124,16 +124,16 @@ pub struct ExtractorArgs {
 #[serde(default)]
 #[command(next_help_heading = "Training")]
 pub struct RecipeArgs {
-    /// Model: grad, crad or crad-s [default: crad-s]
-    #[arg(long, env = "GRAD_MODEL", value_name = "NAME", value_parser = model_parser())]
+    /// grad, crad or crad-s [default: crad-s]
+    #[arg(long, env = "GRAD_MODEL", value_name = "NAME", value_parser = model_parser(), hide_possible_values = true)]
     pub model: Option<ModelKind>,
-    /// Times every picture is seen [default: 50; grad 100; demo set 12]
+    /// Epochs [default: 50; grad 100; demo set 12]
     #[arg(long, env = "GRAD_EPOCHS", value_name = "N")]
     pub epochs: Option<usize>,
     /// Pictures per step [default: 16]
     #[arg(long, env = "GRAD_BATCH", value_name = "N")]
     pub batch: Option<usize>,
-    /// Pictures that BatchNorm sees together [default: 16]
+    /// Pictures per BatchNorm group [default: 16]
     #[arg(long, env = "GRAD_BN_GROUP", value_name = "N")]
     pub bn_group: Option<usize>,
     /// Learning rate of the network [default: 0.001]
@@ -142,19 +142,19 @@ pub struct RecipeArgs {
     /// Learning rate of the grids [default: 0.1]
     #[arg(long, env = "GRAD_GRID_RATE", value_name = "X")]
     pub grid_rate: Option<f64>,
-    /// Factor of both rates from an epoch on [default: 0:1,41:0.1,81:0.01]
+    /// Rate factors [default: 0:1,41:0.1,81:0.01]
     #[arg(long, env = "GRAD_SCHEDULE", value_name = "EPOCH:X,…")]
     pub schedule: Option<Schedule>,
     /// AdamW's weight decay [default: 0.01]
     #[arg(long, env = "GRAD_DECAY", value_name = "X")]
     pub decay: Option<f64>,
-    /// Largest gradient norm; inf for no limit [default: 0.1]
+    /// Largest gradient norm, or inf [default: 0.1]
     #[arg(long, env = "GRAD_CLIP", value_name = "X")]
     pub clip: Option<f64>,
-    /// Seed of start values, order and jitter [default: 0]
+    /// Seed of all that is drawn [default: 0]
     #[arg(long, env = "GRAD_SEED", value_name = "N")]
     pub seed: Option<u64>,
-    /// Folder of the run [default: runs/MODEL-1, -2, …]
+    /// Its folder [default: runs/MODEL-1, -2, …]
     #[arg(long, env = "GRAD_OUT", value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Jitter of the local coordinates [default: on]
@@ -173,7 +173,7 @@ pub struct RecipeArgs {
     #[arg(long, env = "GRAD_REFINE", value_name = "on|off", value_parser = value::switch, help_heading = "Model parts")]
     #[serde(deserialize_with = "switch")]
     pub refine: Option<bool>,
-    /// Gate constant k, threshold 0.5/k [default: auto; b4 0.05]
+    /// Gate constant [default: auto; b4 0.05]
     #[arg(long, env = "GRAD_MSE_COEF", value_name = "auto|X", help_heading = "Model parts")]
     pub mse_coef: Option<MseCoef>,
     /// Cells per side of the local grid [default: 8]

@@ -43,13 +43,16 @@ pub struct Detector {
 }
 
 impl Detector {
-    /// Reads a model and the backbone it needs: the built-in one, or the file `weights`.
+    /// Reads a model, `model.safetensors` or the folder of its run, and the backbone it needs: the built-in one, or the
+    /// file `weights`.
     ///
     /// # Errors
     /// [`Error::Model`] when a file cannot be used, or the backbone is not the one that the model was trained on;
-    /// [`Error::Config`] when the model needs a weight file and none is given; [`Error::Io`] when a file cannot be read.
+    /// [`Error::Config`] when the model needs a weight file and none is given.
     pub fn load(model: &Path, weights: Option<&Path>) -> Result<Self> {
-        let (info, head, params) = load_model(model)?;
+        let of_run = model.join("model.safetensors");
+        let model = if model.is_dir() { &of_run } else { model };
+        let (info, head, params) = load_model(model).map_err(unreadable)?;
         let Some(kind) = BackboneKind::find(&info.backbone) else {
             let what = format!("it needs the backbone `{}`, which this version does not have", info.backbone);
             return Err(Error::model(model, what, "use a later version of the program"));
@@ -119,8 +122,10 @@ impl Detector {
             .par_iter()
             .map(|x| {
                 let scored = self.score_one(x)?;
-                let rows = scored.map.chunks_exact(scored.width).step_by(SCALE_STEP);
-                Ok(rows.flat_map(|row| row.iter().copied().step_by(SCALE_STEP)).collect::<Vec<_>>())
+                let rows = scored.map.chunks_exact(scored.width).skip(SCALE_STEP / 2).step_by(SCALE_STEP);
+                Ok(rows
+                    .flat_map(|row| row.iter().copied().skip(SCALE_STEP / 2).step_by(SCALE_STEP))
+                    .collect::<Vec<_>>())
             })
             .collect::<Result<Vec<_>>>()?
             .concat();
@@ -148,14 +153,129 @@ impl Detector {
 /// The backbone of a kind: the built-in one, or a file.
 ///
 /// # Errors
-/// [`Error::Config`] when it is not built in and there is no file; [`Error::Model`] and [`Error::Io`] for the file.
+/// [`Error::Config`] when it is not built in and there is no file; [`Error::Model`] for the file.
 pub fn open_backbone(kind: BackboneKind, weights: Option<&Path>) -> Result<Backbone> {
     match (kind, weights) {
-        (_, Some(path)) => Backbone::load(kind.network(), path),
+        (_, Some(path)) => Backbone::load(kind.network(), path).map_err(unreadable),
         (BackboneKind::Lite0, None) => Backbone::lite0(),
         (BackboneKind::B4, None) => Err(Error::config(
             "backbone b4 has no built-in weights",
             "give the safetensors file that the model was trained with by --backbone-weights",
         )),
+    }
+}
+
+/// A model or weight file that cannot even be read is a fault of that file, and not of the disk.
+fn unreadable(error: Error) -> Error {
+    match error {
+        Error::Io { path, cause, help, .. } => Error::model(path, format!("cannot be read: {cause}"), help),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::FORMAT;
+    use crate::model::ModelKind;
+    use crate::rng::Rng;
+    use crate::score::Protocol;
+    use crate::train::TrainConfig;
+
+    struct Some64(Vec<Vec<f32>>);
+
+    impl FeatureSource for Some64 {
+        fn len(&self) -> usize {
+            self.0.len()
+        }
+        fn get(&self, i: usize) -> &[f32] {
+            &self.0[i]
+        }
+    }
+
+    fn detector() -> Detector {
+        let backbone = Backbone::lite0().unwrap();
+        let config = HeadConfig { blocks: 1, ..HeadConfig::published(ModelKind::CradS, [8, 8, 152], 0.3) };
+        let (head, params) = Head::new(config.clone(), Some(7));
+        let info = ModelInfo {
+            format: FORMAT,
+            version: "test".into(),
+            head: config,
+            backbone: "lite0".into(),
+            backbone_digest: backbone.digest().to_string(),
+            image_size: 64,
+            classes: vec!["a".into()],
+            protocol: Protocol::official(),
+            score_scale: None,
+            train: TrainConfig::published(ModelKind::CradS),
+            record: vec![],
+            images: 5,
+            data: vec![],
+        };
+        Detector { info, head, params, backbone }
+    }
+
+    fn features(n: usize) -> Some64 {
+        let one = |i| {
+            let mut x = vec![0.0; 8 * 8 * 152];
+            Rng::new(3, i).fill_normal(&mut x, 1.5);
+            x
+        };
+        Some64((0..n as u64).map(one).collect())
+    }
+
+    #[test]
+    fn a_score_depends_on_its_own_picture_alone() {
+        let (detector, source) = (detector(), features(5));
+        let inputs: Vec<&[f32]> = (0..5).map(|i| source.get(i)).collect();
+        let together = detector.score_features(&inputs).unwrap();
+        assert!(together.iter().all(|s| s.map.len() == 64 * 64 && s.image_score.is_finite()));
+        assert_ne!(together[0], together[1]);
+        for (i, scored) in together.iter().enumerate() {
+            assert_eq!(detector.score_features(&inputs[i..=i]).unwrap()[0], *scored);
+        }
+        let few = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        assert_eq!(few.install(|| detector.score_features(&inputs)).unwrap(), together);
+        assert!(matches!(detector.score_features(&[&inputs[0][1..]]), Err(Error::Shape { .. })));
+    }
+
+    #[test]
+    fn pictures_score_as_their_features_do() {
+        let detector = detector();
+        let rgb = (0..50 * 40 * 3).map(|i| (i * 31 % 251) as u8).collect();
+        let picture = Picture { width: 50, height: 40, rgb };
+        let scored = detector.score_pictures(std::slice::from_ref(&picture)).unwrap();
+        let prepared = preprocess(&picture, 64, detector.backbone.mean(), detector.backbone.std());
+        let features = detector.backbone.forward(&Tensor::from_slice([1, 64, 64, 3], &prepared)).unwrap();
+        assert_eq!(detector.score_features(&[features.data()]).unwrap(), scored);
+    }
+
+    #[test]
+    fn the_scale_spans_the_maps_of_training() {
+        let (mut detector, source) = (detector(), features(6));
+        let [low, high] = detector.measure_scale(&source).unwrap().unwrap();
+        let inputs: Vec<&[f32]> = (0..6).map(|i| source.get(i)).collect();
+        let maps = detector.score_features(&inputs).unwrap();
+        // The rule again, by index: every fourth pixel of every fourth row, from the middle of the first four.
+        let looked_at = |s: &Scored, keep: &dyn Fn(usize, usize) -> bool| -> Vec<f32> {
+            (0..64 * 64).filter(|i| keep(i / 64, i % 64)).map(|i| s.map[i]).collect()
+        };
+        let pixels = |keep: &dyn Fn(usize, usize) -> bool| {
+            let mut all: Vec<f32> = maps.iter().flat_map(|s| looked_at(s, keep)).collect();
+            all.sort_by(f32::total_cmp);
+            all
+        };
+        let sampled = pixels(&|y, x| y % 4 == 2 && x % 4 == 2);
+        assert_eq!(sampled.len(), 6 * 16 * 16);
+        assert_eq!([low, high], [sampled[768], sampled[1533]]);
+        // Coarsely, that is the median and the top of all pixels too.
+        let all = pixels(&|_, _| true);
+        let below = |limit: f32| all.partition_point(|v| *v <= limit) as f64 / all.len() as f64;
+        assert!((below(low) - 0.5).abs() <= 0.05 && below(high) >= 0.99, "{} {}", below(low), below(high));
+        detector.info.score_scale = Some([low, high]);
+        let scale = detector.heat_scale().unwrap();
+        assert!(scale.low() == low && scale.high() > high);
+        detector.info.score_scale = None;
+        assert_eq!(detector.heat_scale(), None);
     }
 }

@@ -296,7 +296,7 @@ fn settings_that_make_no_sense_are_named() {
     let home = home.path();
     for (text, said) in [
         ("seed = 1\n\ngrid_rat = 0.1\n", ["c.toml:3", "did you mean `grid_rate`?"]),
-        ("epochs = \"many\"\n", ["c.toml:1", "integer"]),
+        ("epochs = \"many\"\n", ["c.toml:1", "a whole number"]),
         ("epochs = \n", ["c.toml:1", "mend"]),
         ("jitter = \"maybe\"\n", ["c.toml:1", "on or off"]),
         ("mse_coef = \"big\"\n", ["c.toml:1", "auto"]),

@@ -10,15 +10,20 @@ use crate::config::{Config, DEMO_SEED, MachineArgs, Settings, demo_counts};
 use crate::data::demo::write_demo;
 use crate::error::Result;
 
-/// Writes the demo set: six materials, good pictures to train on, good and
-/// damaged ones to test, masks of the damage. `grad train` uses the same set
-/// when there is no --data.
+const MORE: &str = "\
+`grad train` uses the same set when there is no --data.
+
+Example:
+  grad demo demo_set";
+
+/// Write the demo set: photographs of six materials, good and damaged
 #[derive(clap::Args)]
+#[command(after_help = MORE)]
 pub struct DemoArgs {
     /// Folder to write it to; must be empty or not there yet
     #[arg(value_name = "DIR")]
     dir: PathBuf,
-    /// Seed of the set; another one gives other pictures
+    /// Another one gives other pictures
     #[arg(long, value_name = "N", default_value_t = DEMO_SEED)]
     seed: u64,
     #[command(flatten)]

@@ -12,11 +12,14 @@ use crate::device::cpu::simd::Simd;
 use crate::error::{Error, Result};
 use crate::model::ModelKind;
 
-/// Says what this machine offers, which defaults apply, and what is wrong, if
-/// anything is. Changes nothing.
+const MORE: &str = "\
+Changes nothing. The exit code is not 0 if something is wrong.";
+
+/// Say what this machine offers, and whether all is well
 #[derive(clap::Args)]
+#[command(after_help = MORE)]
 pub struct DoctorArgs {
-    /// Folder that keeps features, or none [default: .grad/cache]
+    /// Keeps features here [default: .grad/cache]
     #[arg(long, env = "GRAD_CACHE", value_name = "DIR|none", help_heading = "Machine")]
     cache: Option<Cache>,
     #[command(flatten)]

@@ -12,25 +12,25 @@ use crate::error::{Error, Result};
 use crate::evaluate::evaluate;
 use crate::train::FeatureSource;
 
-const EXAMPLES: &str = "\
+const MORE: &str = "\
+Without --data, on the pictures that came with those it was trained on.
+
 Examples:
-  grad eval runs/crad-s-1/model.safetensors
+  grad eval runs/parts
   grad eval runs/parts/model.safetensors --data other_parts --json";
 
-/// Measures a model on the test pictures of a folder: image and pixel AUROC,
-/// average precision and best F1, per class and on average. Without --data, on
-/// the folder it was trained on.
+/// Measure a model on test pictures: AUROC, AP and F1 per class
 #[derive(clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = MORE)]
 pub struct EvalArgs {
-    /// model.safetensors of a run
+    /// A run's folder, or its model.safetensors
     #[arg(value_name = "MODEL")]
     model: PathBuf,
     #[command(flatten)]
     source: SourceArgs,
     #[command(flatten)]
     machine: MachineArgs,
-    /// Weights of the backbone, where they are not built in
+    /// Weights of the backbone [default: built in]
     #[arg(long, env = "GRAD_BACKBONE_WEIGHTS", value_name = "FILE", help_heading = "Machine")]
     backbone_weights: Option<PathBuf>,
     #[command(flatten)]

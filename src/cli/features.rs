@@ -9,10 +9,16 @@ use crate::config::{Config, ExtractorArgs, MachineArgs, Settings, SourceArgs};
 use crate::detector::open_backbone;
 use crate::error::Result;
 
-/// Computes the features of every picture of a folder (without --data, of the
-/// demo set) and keeps them in the cache, where `grad train` and `grad eval`
-/// find them.
+const MORE: &str = "\
+Without --data, of the demo set. `grad train` and `grad eval` find them in the
+cache, which may be removed at any time.
+
+Example:
+  grad features --data parts";
+
+/// Compute the features of a folder of pictures ahead of training
 #[derive(clap::Args)]
+#[command(after_help = MORE)]
 pub struct FeaturesArgs {
     #[command(flatten)]
     source: SourceArgs,

@@ -14,7 +14,7 @@ mod ui;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue};
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Arg, ArgAction, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::error::{Error, Result};
 
@@ -22,8 +22,8 @@ const EXAMPLES: &str = "\
 Examples:
   grad train                                  train on the demo set
   grad train --data parts --out runs/parts    train on your own pictures
-  grad eval runs/parts/model.safetensors      measure on the test pictures
-  grad predict runs/parts/model.safetensors new/*.jpg
+  grad eval runs/parts                        measure on its test pictures
+  grad predict runs/parts new/*.jpg           scores and heat maps
 
 Every setting is a flag (--grid-rate), an environment variable (GRAD_GRID_RATE)
 and a key of the --config file (grid_rate); the first that is given counts.
@@ -40,23 +40,17 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Train a model on pictures without defects, then measure it
     Train(Box<train::TrainArgs>),
-    /// Measure a model on test pictures: AUROC, AP and F1 per class
     Eval(eval::EvalArgs),
-    /// Score pictures, and paint a heat map of each
     Predict(predict::PredictArgs),
-    /// Write the demo set: photographs of six materials, good and damaged
     Demo(demo::DemoArgs),
-    /// Compute the features of a folder of pictures ahead of training
     Features(features::FeaturesArgs),
-    /// Say what this machine offers, and whether all is well
     Doctor(doctor::DoctorArgs),
 }
 
 /// Parses the arguments of this process, does what they say, and turns the outcome into an exit code.
 pub fn main() -> ExitCode {
-    let mut command = Cli::command().mut_subcommands(|verb| verb.mut_args(|arg| arg.hide_env(true)));
+    let mut command = Cli::command().mut_subcommands(compact);
     let parsed = command.try_get_matches_from_mut(std::env::args_os()).and_then(|m| Cli::from_arg_matches(&m));
     let outcome = match parsed {
         Ok(cli) => run(cli.verb),
@@ -75,6 +69,12 @@ pub fn main() -> ExitCode {
         _ => ui::say(format_args!("error: {error}")),
     }
     ExitCode::from(error.exit_code())
+}
+
+/// The short help, for `--help` too: one line per flag. Variables are named by a rule, so they need not be listed.
+fn compact(verb: Command) -> Command {
+    let help = Arg::new("help").short('h').long("help").action(ArgAction::HelpShort).help("Print help");
+    verb.mut_args(|arg| arg.hide_env(true)).disable_help_flag(true).arg(help.help_heading("Output"))
 }
 
 fn run(verb: Verb) -> Result<()> {

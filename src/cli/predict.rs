@@ -22,22 +22,24 @@ use crate::score::Scored;
 /// Pictures that are held at a time; rows appear as each lot is done.
 const LOT: usize = 16;
 
-const EXAMPLES: &str = "\
-Examples:
-  grad predict runs/crad-s-1/model.safetensors photo.jpg
-  grad predict runs/crad-s-1/model.safetensors belt/ --out belt_maps
-  grad predict runs/crad-s-1/model.safetensors belt/ --json > scores.jsonl";
+const MORE: &str = "\
+The higher a score, the less a picture looks like those of training. One that
+cannot be read gets a row that says so; the exit code is then 3, after all
+others are done.
 
-/// Scores pictures: the higher, the less it looks like what the model was
-/// trained on. Paints a heat map of each. A picture that cannot be read gets a
-/// row that says so, and the exit code is 3 when all others are done.
+Examples:
+  grad predict runs/parts photo.jpg
+  grad predict runs/parts belt/ --out belt_maps
+  grad predict runs/parts belt/ --json > scores.jsonl";
+
+/// Score pictures, and paint a heat map of each
 #[derive(clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = MORE)]
 pub struct PredictArgs {
-    /// model.safetensors of a run
+    /// A run's folder, or its model.safetensors
     #[arg(value_name = "MODEL")]
     model: PathBuf,
-    /// Pictures, and folders of pictures (with all folders in them)
+    /// Pictures, and folders of pictures
     #[arg(value_name = "PATH", required = true)]
     paths: Vec<PathBuf>,
     /// Folder for the heat maps, or none
@@ -45,7 +47,7 @@ pub struct PredictArgs {
     out: PathBuf,
     #[command(flatten)]
     machine: MachineArgs,
-    /// Weights of the backbone, where they are not built in
+    /// Weights of the backbone [default: built in]
     #[arg(long, env = "GRAD_BACKBONE_WEIGHTS", value_name = "FILE", help_heading = "Machine")]
     backbone_weights: Option<PathBuf>,
     #[command(flatten)]
@@ -212,7 +214,10 @@ fn pictures_below(folder: &Path) -> Result<Vec<PathBuf>> {
     };
     let mut found = Vec::new();
     for entry in WalkDir::new(folder).sort_by_file_name().into_iter().filter_entry(|entry| !hidden(entry)) {
-        let entry = entry.map_err(|e| Error::io("read", e.path().unwrap_or(folder).to_owned(), &e.into()))?;
+        let entry = entry.map_err(|e| {
+            let at = e.path().unwrap_or(folder).to_owned();
+            Error::io("read", at, &e.into())
+        })?;
         if !entry.path().is_dir() && is_picture(entry.path()) {
             found.push(entry.into_path());
         }

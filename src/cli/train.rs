@@ -28,19 +28,21 @@ const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
 /// What a resumed run may have different from how it began. Nothing else: it would not be the same run.
 const MAY_CHANGE: [&str; 6] = ["epochs", "data", "backbone_weights", "cache", "threads", "device"];
 
-const EXAMPLES: &str = "\
-Examples:
-  grad train                              the demo set: a few minutes, no files needed
-  grad train --data parts --model crad    ROOT/CLASS/train/good/*.png, one model for all
-  grad train --resume runs/crad-s-1       go on after Ctrl-C, to the same bits
-  grad train --resume runs/crad-s-1 --epochs 80
-  grad train --config runs/crad-s-1/config.toml --seed 1";
+const MORE: &str = "\
+Learns from ROOT/CLASS/train/good/*, measures on ROOT/CLASS/test/{good,DEFECT}/*
+with the masks of ROOT/CLASS/ground_truth/DEFECT/*. Without --data, on the demo
+set. Everything it makes goes to a folder of its own.
 
-/// Trains a model on the good pictures of a folder, measures it on the test
-/// pictures, and writes all of it to a folder of its own. Without --data, on
-/// the demo set.
+Examples:
+  grad train
+  grad train --data parts --model crad --out runs/parts
+  grad train --resume runs/parts                   go on, to the same bits
+  grad train --resume runs/parts --epochs 80       train longer
+  grad train --config runs/parts/config.toml --seed 1";
+
+/// Train a model on pictures without defects, then measure it
 #[derive(clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = MORE)]
 pub struct TrainArgs {
     #[command(flatten)]
     source: SourceArgs,

@@ -63,11 +63,78 @@ fn keys() -> Vec<String> {
 fn fault(path: &Path, text: &str, error: &toml::de::Error) -> Error {
     let at = error.span().map_or(1, |span| line(text, span.start));
     let written = text.lines().nth(at - 1).unwrap_or_default().trim();
-    let what = format!("{}:{at}: {}", path.display(), error.message().trim_end());
+    let mut message = error.message().trim_end().to_owned();
+    for (rust, english) in [("usize", "a whole number"), ("u64", "a whole number"), ("f64", "a number")] {
+        message = message.replace(&format!("expected {rust}"), &format!("expected {english}"));
+    }
+    let what = format!("{}:{at}: {message}", path.display());
     Error::config(what, format!("mend the line `{written}`"))
 }
 
 /// Number of the line, from 1, that holds the byte.
 fn line(text: &str, byte: usize) -> usize {
     text.as_bytes()[..byte.min(text.len())].iter().filter(|b| **b == b'\n').count() + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Cache, Config, Device, MseCoef, Schedule};
+
+    fn read(text: &str) -> Result<Settings> {
+        parse(Path::new("c.toml"), text)
+    }
+
+    #[test]
+    fn keys_are_the_names_of_the_flags() {
+        let keys = keys();
+        for key in ["model", "backbone_weights", "grid_rate", "mse_coef", "threads", "cache", "classes", "out"] {
+            assert!(keys.iter().any(|k| k == key), "{key}");
+        }
+        assert!(!keys.iter().any(|k| k == "config"));
+    }
+
+    #[test]
+    fn values_of_every_kind() {
+        let text = "device = \"cuda:2\"\nmse_coef = 2\ncache = \"none\"\nlocal = \"off\"\nglobal = true\n\
+                    schedule = [[0, 1], [9, 0.5]]\nclip = inf\nclasses = [\"a\", \"b c\"]\n";
+        let settings = read(text).unwrap();
+        assert_eq!(settings.machine.device, Some(Device::Cuda(2)));
+        assert_eq!(settings.source.cache, Some(Cache::None));
+        assert_eq!(settings.source.classes, Some(vec!["a".to_owned(), "b c".to_owned()]));
+        let recipe = settings.recipe;
+        assert_eq!((recipe.local, recipe.global, recipe.refine), (Some(false), Some(true), None));
+        assert_eq!(recipe.mse_coef, Some(MseCoef::Value(2.0)));
+        assert_eq!(recipe.schedule, Some(Schedule(vec![(0, 1.0), (9, 0.5)])));
+        assert_eq!(recipe.clip, Some(f64::INFINITY));
+    }
+
+    #[test]
+    fn what_is_settled_reads_back_the_same() {
+        let mut settings = Settings::default();
+        settings.recipe.clip = Some(f64::INFINITY);
+        settings.recipe.mse_coef = Some(MseCoef::Value(0.3));
+        settings.source.data = Some("some folder/ä".into());
+        settings.machine.device = Some(Device::Cpu);
+        let config = Config::settle(settings).unwrap();
+        let again = Config::settle(read(&config.to_toml()).unwrap()).unwrap();
+        assert_eq!(again.differences(&config), [""; 0]);
+        assert_eq!(again.to_toml(), config.to_toml());
+    }
+
+    #[test]
+    fn faults_name_the_line() {
+        for (text, said) in [
+            ("\n\nepocs = 1\n", "c.toml:3: unknown key `epocs`\n  help: did you mean `epochs`?"),
+            ("zzz = 1\n", "help: known are: threads, device"),
+            ("seed = 1\nrate = \"high\"\n", "c.toml:2: invalid type: string \"high\", expected a number"),
+            ("[train]\nepochs = 1\n", "c.toml:1: unknown key `train`"),
+            ("epochs = 1\nepochs = 2\n", "c.toml:2"),
+            ("cache = 3\n", "c.toml:1"),
+        ] {
+            let refusal = read(text).unwrap_err();
+            assert!(refusal.to_string().contains(said), "{refusal}");
+            assert_eq!(refusal.exit_code(), 2);
+        }
+    }
 }

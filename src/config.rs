@@ -78,8 +78,8 @@ pub struct MachineArgs {
     /// Threads [default: one per core]
     #[arg(long, env = "GRAD_THREADS", value_name = "N")]
     pub threads: Option<usize>,
-    /// auto, cpu or cuda[:N] [default: auto]
-    #[arg(long, env = "GRAD_DEVICE", value_name = "DEVICE")]
+    /// What computes.
+    #[arg(long, env = "GRAD_DEVICE", value_name = "DEVICE", help = "auto, cpu or cuda[:N] [default: auto]")]
     pub device: Option<Device>,
     /// TOML file of settings, key = value
     #[arg(long, value_name = "FILE")]

@@ -22,10 +22,6 @@ mod value;
 pub(crate) use file::suggest;
 pub use value::{Cache, Device, MseCoef, Schedule};
 
-/// Epochs on the demo set, whatever the model: data, features, training and evaluation then take well under three
-/// minutes on two cores. Training on a user's own pictures takes the model's published number of epochs.
-pub const DEMO_EPOCHS: usize = 12;
-
 /// Seed of the demo set. Another `--seed` trains another model on the same pictures.
 pub const DEMO_SEED: u64 = 0;
 
@@ -127,10 +123,10 @@ pub struct RecipeArgs {
     /// grad, crad or crad-s [default: crad-s]
     #[arg(long, env = "GRAD_MODEL", value_name = "NAME", value_parser = model_parser(), hide_possible_values = true)]
     pub model: Option<ModelKind>,
-    /// Epochs [default: 50; grad 100; demo set 12]
+    /// Epochs [default: 50; grad 100; demo set 6]
     #[arg(long, env = "GRAD_EPOCHS", value_name = "N")]
     pub epochs: Option<usize>,
-    /// Pictures per step [default: 16]
+    /// Pictures per step [default: 16; demo set 8]
     #[arg(long, env = "GRAD_BATCH", value_name = "N")]
     pub batch: Option<usize>,
     /// Pictures per BatchNorm group [default: 16]
@@ -142,7 +138,7 @@ pub struct RecipeArgs {
     /// Learning rate of the grids [default: 0.1]
     #[arg(long, env = "GRAD_GRID_RATE", value_name = "X")]
     pub grid_rate: Option<f64>,
-    /// Rate factors [default: 0:1,41:0.1,81:0.01]
+    /// Rate factors [default: 0:1,41:0.1,81:0.01; demo set 0:1,5:0.1]
     #[arg(long, env = "GRAD_SCHEDULE", value_name = "EPOCH:X,…")]
     pub schedule: Option<Schedule>,
     /// AdamW's weight decay [default: 0.01]
@@ -292,10 +288,9 @@ impl Config {
         let kind = model.unwrap_or(ModelKind::CradS);
         let backbone = pick!(extractor.backbone).unwrap_or(BackboneKind::Lite0);
         let data = pick!(source.data);
-        let train = TrainConfig::published(kind);
+        let train = if data.is_some() { TrainConfig::published(kind) } else { TrainConfig::demo(kind) };
         // Only its numbers count here: the shape of the features and the gate's constant are found later.
         let head = HeadConfig::published(kind, [1, 1, 1], B4_MSE_COEF);
-        let epochs = if data.is_some() { train.epochs } else { DEMO_EPOCHS };
         let config = Config {
             model: kind,
             model_is_default: model.is_none(),
@@ -304,7 +299,7 @@ impl Config {
             image_size: pick!(extractor.image_size).unwrap_or(224),
             data,
             classes: pick!(source.classes).unwrap_or_default(),
-            epochs: pick!(recipe.epochs).unwrap_or(epochs),
+            epochs: pick!(recipe.epochs).unwrap_or(train.epochs),
             batch: pick!(recipe.batch).unwrap_or(train.batch),
             bn_group: pick!(recipe.bn_group).unwrap_or(train.bn_group),
             rate: pick!(recipe.rate).unwrap_or(train.rate),

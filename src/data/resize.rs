@@ -9,7 +9,7 @@
 //!
 //! Bytes between the passes and 22-bit weights leave no freedom in the arithmetic, only in its order. The vertical pass
 //! is a weighted sum of whole rows and vectorises as it is written. The horizontal one does not, its window is too short,
-//! so it takes [`LANES`] rows at a time, turns them on their side, and becomes a weighted sum of columns.
+//! so it takes `LANES` rows at a time, turns them on their side, and becomes a weighted sum of columns.
 
 /// Bits after the point of a weight. 255·2²² leaves one bit of an `i32` for the sign and one for the rounding of weights.
 const PRECISION: u32 = 22;

@@ -33,6 +33,9 @@ pub enum Mode {
     Eval,
 }
 
+/// Is told the name and value of every stage of a model.
+pub type Observer<'a> = dyn Fn(&str, &Tensor) + 'a;
+
 /// What a forward pass needs: a tape, the parameters on it, the mode.
 pub struct Context<'a> {
     /// Where ops are recorded.
@@ -41,7 +44,7 @@ pub struct Context<'a> {
     pub mode: Mode,
     params: Vec<Tensor>,
     updates: RefCell<Vec<norm::RunningUpdate>>,
-    observer: Option<&'a dyn Fn(&str, &Tensor)>,
+    observer: Option<&'a Observer<'a>>,
 }
 
 impl<'a> Context<'a> {
@@ -70,7 +73,7 @@ impl<'a> Context<'a> {
     }
 
     /// Calls `observer` with the name and value of every stage of a model.
-    pub fn observed(self, observer: &'a dyn Fn(&str, &Tensor)) -> Self {
+    pub fn observed(self, observer: &'a Observer<'a>) -> Self {
         Context { observer: Some(observer), ..self }
     }
 

@@ -5,12 +5,12 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | [`simd`] | which instructions this machine has, and the macro that compiles a loop for each of them |
-//! | [`math`] | `exp`, `tanh`, `sigmoid` that the compiler can vectorise |
-//! | [`rows`] | row-wise loops over threads, sums over columns |
-//! | [`gemm`] | matrix product: blocking and threads (`pack`: gathering of operands, `microkernel`: the register tile) |
-//! | [`conv`] | dense convolution as matrix products over patches that are never written to memory |
-//! | [`depthwise`] | convolution of each channel by itself |
+//! | [`mod@simd`] | which instructions this machine has, and the macro that compiles a loop for each of them |
+//! | [`mod@math`] | `exp`, `tanh`, `sigmoid` that the compiler can vectorise |
+//! | [`mod@rows`] | row-wise loops over threads, sums over columns |
+//! | [`mod@gemm`] | matrix product: blocking and threads (`pack`: gathering of operands, `microkernel`: the register tile) |
+//! | [`mod@conv`] | dense convolution as matrix products over patches that are never written to memory |
+//! | [`mod@depthwise`] | convolution of each channel by itself |
 //!
 //! Two promises hold for every function:
 //!

@@ -201,6 +201,18 @@ fn the_formulas_are_those_of_the_fixtures() {
     assert_eq!([sum(picture(64, 96)), sum(picture(224, 224))], [2_352_713, 19_232_047]);
 }
 
+/// Parameters through block 21, and running statistics (specification 14.1).
+#[test]
+fn b4_has_its_published_size() {
+    let values = |running: bool| -> usize {
+        let of_kind = layout(Network::B4).into_iter().filter(|(key, _)| key.contains("running_") == running);
+        of_kind.map(|(_, shape)| shape.iter().product::<usize>()).sum()
+    };
+    assert_eq!((values(false), values(true)), (3_635_984, 48_656));
+    // The loader asks for exactly these: one missing is refused elsewhere, and these load.
+    load(Network::B4, &weight_file(Network::B4, |_, _, _| {})).unwrap();
+}
+
 #[test]
 fn b4_agrees_with_pytorch() {
     let fixture = Fixture::open("backbone_b4.safetensors");

@@ -16,7 +16,7 @@ const GRAD: &str = env!("CARGO_BIN_EXE_grad");
 const TINY: [&str; 9] = ["train", "--data", "data", "--image-size", "64", "--blocks", "1", "--batch", "4"];
 
 /// A folder to work in, with `data/` in the layout of MVTec AD: two classes, four pictures to train on, four to test.
-fn workplace() -> TempDir {
+fn new_folder() -> TempDir {
     let home = tempfile::tempdir().unwrap();
     for (class, phase) in [("bolt", 0), ("cloth", 40)] {
         let class = home.path().join("data").join(class);
@@ -115,7 +115,7 @@ fn epochs(home: &Path, out: &str) -> Vec<(u64, f64)> {
 
 #[test]
 fn from_pictures_to_heat_maps() {
-    let home = workplace();
+    let home = new_folder();
     let home = home.path();
     let trained = train(home, "run", &["--epochs", "2", "--json"]).expect(0, &["model     crad-s: the default"]);
     let report = trained.json();
@@ -164,7 +164,7 @@ fn from_pictures_to_heat_maps() {
 
 #[test]
 fn heat_maps_never_land_on_pictures() {
-    let home = workplace();
+    let home = new_folder();
     let home = home.path();
     train(home, "run", &["--epochs", "1"]).expect(0, &[]);
     let predict = |path: &str, out: &str| run(home, &["predict", "run/model.safetensors", path, "--out", out]);
@@ -179,7 +179,7 @@ fn heat_maps_never_land_on_pictures() {
 
 #[test]
 fn features_are_computed_once() {
-    let home = workplace();
+    let home = new_folder();
     let features =
         || run(home.path(), &["features", "--data", "data", "--image-size", "64", "--json"]).expect(0, &[]).json();
     let first = features();
@@ -259,7 +259,7 @@ fn help_fits_a_terminal() {
 
 #[test]
 fn flag_over_environment_over_file_over_default() {
-    let home = workplace();
+    let home = new_folder();
     let home = home.path();
     fs::write(home.join("c.toml"), "epochs = 3\nseed = 5\nblocks = 0\njitter = \"off\"\nmse_coef = 1\n").unwrap();
     let mut command = grad(home);
@@ -292,7 +292,7 @@ fn flag_over_environment_over_file_over_default() {
 
 #[test]
 fn settings_that_make_no_sense_are_named() {
-    let home = workplace();
+    let home = new_folder();
     let home = home.path();
     for (text, said) in [
         ("seed = 1\n\ngrid_rat = 0.1\n", ["c.toml:3", "did you mean `grid_rate`?"]),
@@ -331,7 +331,7 @@ fn settings_that_make_no_sense_are_named() {
 
 #[test]
 fn a_used_folder_is_refused() {
-    let home = workplace();
+    let home = new_folder();
     let home = home.path();
     train(home, "run", &["--epochs", "1"]).expect(0, &[]);
     let before = model(home, "run");
@@ -350,7 +350,7 @@ fn a_used_folder_is_refused() {
 
 #[test]
 fn the_same_bits_again() {
-    let home = workplace();
+    let home = new_folder();
     let home = home.path();
     let straight = |out: &str, more: &[&str]| {
         train(home, out, &[&["--epochs", "4", "--bn-group", "3"], more].concat()).expect(0, &[]);
@@ -379,7 +379,7 @@ fn the_same_bits_again() {
 #[cfg(unix)]
 #[test]
 fn an_interrupted_run_goes_on_to_the_same_bits() {
-    let home = workplace();
+    let home = new_folder();
     let home = home.path();
     train(home, "straight", &["--epochs", "40"]).expect(0, &[]);
     for (out, signal) in [("interrupted", "-INT"), ("killed", "-KILL")] {
@@ -403,7 +403,7 @@ fn an_interrupted_run_goes_on_to_the_same_bits() {
 
 #[test]
 fn model_files_that_cannot_be_used() {
-    let home = workplace();
+    let home = new_folder();
     let home = home.path();
     train(home, "run", &["--epochs", "1"]).expect(0, &[]);
     let good = model(home, "run");
@@ -434,7 +434,7 @@ fn model_files_that_cannot_be_used() {
 
 #[test]
 fn pictures_that_cannot_be_used() {
-    let home = workplace();
+    let home = new_folder();
     let home = home.path();
     let refuse = |said: &[&str]| _ = train(home, "run", &["--epochs", "1"]).expect(3, said);
     run(home, &["train", "--data", "nowhere"]).expect(3, &["no such folder"]);
@@ -462,7 +462,7 @@ fn pictures_that_cannot_be_used() {
 #[cfg(unix)]
 #[test]
 fn a_failed_write_leaves_the_old_files() {
-    let home = workplace();
+    let home = new_folder();
     let home = home.path();
     train(home, "run", &["--epochs", "1"]).expect(0, &[]);
     let files = ["checkpoint.safetensors", "model.safetensors", "metrics.json", "train.jsonl"];

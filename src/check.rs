@@ -313,7 +313,7 @@ fn bench<O: Op>() -> Vec<Bench> {
             let (forward_op, forward_shapes, forward_x, mut forward_y) =
                 (op.clone(), shapes.clone(), x.clone(), y.clone());
             Bench {
-                name: format!("{:?}", shapes[0]),
+                name: format!("{shapes:?} {op:?}"),
                 flops: op.flops(&shapes),
                 bytes: 4 * values as u64,
                 forward: Box::new(move || {

@@ -72,7 +72,6 @@ impl Detector {
             let what = format!("its head, {height}x{width}x{channels}, does not fit its backbone and picture size");
             return Err(Error::model(model, what, "the file is damaged: copy it again, or train again"));
         }
-        info.protocol.check().map_err(|e| Error::model(model, e.to_string(), "the file is damaged: copy it again"))?;
         Ok(Detector { info, head, params, backbone })
     }
 

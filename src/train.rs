@@ -17,6 +17,7 @@ use crate::model::{Head, HeadConfig, ModelKind};
 use crate::nn::{Context, Params};
 use crate::optim::{AdamW, StepSize};
 use crate::rng::Rng;
+use crate::storage::Storage;
 use crate::tensor::Tensor;
 
 /// Random streams of a run, apart from each other and from those of the parameters, which are hashes of names.
@@ -198,7 +199,7 @@ pub struct Trainer {
     pub config: TrainConfig,
     /// Where it stands.
     pub progress: Progress,
-    grads: Buffer,
+    grads: Storage,
 }
 
 impl Trainer {
@@ -218,7 +219,7 @@ impl Trainer {
 
     /// A head that was trained before, as a checkpoint holds it.
     pub fn resume(head: Head, params: Params, optimiser: AdamW, config: TrainConfig, progress: Progress) -> Self {
-        let grads = Buffer::filled(params.trained_range().len(), 0.0);
+        let grads = Storage::Host(Buffer::filled(params.trained_range().len(), 0.0));
         Trainer { head, params, optimiser, config, progress, grads }
     }
 
@@ -306,8 +307,8 @@ impl Trainer {
         let cx = Context::train(&self.params, groups);
         let loss = self.head.loss(&cx, x, jitter)?;
         cx.finish(&loss, &mut self.params, &mut self.grads)?;
-        let norm = self.optimiser.step(&mut self.params, &self.grads, size);
-        Ok((loss.data()[0].into(), norm))
+        let norm = self.optimiser.step(&mut self.params, &self.grads, size)?;
+        Ok((loss.to_host()?.data()[0].into(), norm))
     }
 
     fn end_epoch(&mut self, images: usize) -> EpochRecord {

@@ -48,29 +48,29 @@ template <uint32_t KIND> __device__ __forceinline__ float act_slope(float z) {
     return 1.0f;
 }
 
-// The kind known at run time; it must be the same for all threads of a block.
-__device__ __forceinline__ float act_value(uint32_t kind, float z) {
+// Calls `f` with the kind as a type, so that loops inside it are compiled for one kind:
+//     with_kind(kind, [&](auto k) { y = act_value<decltype(k)::kind>(z); });
+// The kind must be the same for all threads of a block.
+template <uint32_t KIND> struct KindTag {
+    static constexpr uint32_t kind = KIND;
+};
+template <typename F> __device__ __forceinline__ auto with_kind(uint32_t kind, F f) {
     switch (kind) {
-    case RELU: return act_value<RELU>(z);
-    case RELU6: return act_value<RELU6>(z);
-    case HARD_SIGMOID: return act_value<HARD_SIGMOID>(z);
-    case HARD_SWISH: return act_value<HARD_SWISH>(z);
-    case SIGMOID: return act_value<SIGMOID>(z);
-    case SWISH: return act_value<SWISH>(z);
-    case TANH: return act_value<TANH>(z);
-    default: return z;
+    case RELU: return f(KindTag<RELU>{});
+    case RELU6: return f(KindTag<RELU6>{});
+    case HARD_SIGMOID: return f(KindTag<HARD_SIGMOID>{});
+    case HARD_SWISH: return f(KindTag<HARD_SWISH>{});
+    case SIGMOID: return f(KindTag<SIGMOID>{});
+    case SWISH: return f(KindTag<SWISH>{});
+    case TANH: return f(KindTag<TANH>{});
+    default: return f(KindTag<IDENTITY>{});
     }
 }
 
+// The kind known at run time.
+__device__ __forceinline__ float act_value(uint32_t kind, float z) {
+    return with_kind(kind, [=](auto k) { return act_value<decltype(k)::kind>(z); });
+}
 __device__ __forceinline__ float act_slope(uint32_t kind, float z) {
-    switch (kind) {
-    case RELU: return act_slope<RELU>(z);
-    case RELU6: return act_slope<RELU6>(z);
-    case HARD_SIGMOID: return act_slope<HARD_SIGMOID>(z);
-    case HARD_SWISH: return act_slope<HARD_SWISH>(z);
-    case SIGMOID: return act_slope<SIGMOID>(z);
-    case SWISH: return act_slope<SWISH>(z);
-    case TANH: return act_slope<TANH>(z);
-    default: return 1.0f;
-    }
+    return with_kind(kind, [=](auto k) { return act_slope<decltype(k)::kind>(z); });
 }

@@ -33,8 +33,8 @@ fn build() -> Result<(), String> {
     let mut modules = source::modules(Path::new("kernels"))?;
     let images = nvcc::compile_all(&modules, &out)?;
     if emulator {
-        // The faulty kernels that the emulator is tested with never run on a device.
-        modules.push(source::module(Path::new("kernels/emulator/planted.cu"))?);
+        // The kernels that the emulator is tested with never run on a device.
+        modules.extend(source::modules(Path::new("kernels/emulator"))?);
         emulated::compile_all(&modules, &out)?;
     }
     let text = launches::generate(&modules, &images);

@@ -62,7 +62,7 @@ fn launch(number: usize, module: &Module, kernel: &Kernel) -> String {
 /// # Errors
 /// [`crate::Error::Device`] when the device refuses.
 #[allow(clippy::too_many_arguments)]
-pub fn {name}(gpu: &Gpu, grid: Grid{signature}) -> Result<()> {{
+pub fn {name}(on: &Gpu, over: Grid{signature}) -> Result<()> {{
     #[cfg(feature = "emulator")]
     unsafe extern "C" {{
 {declared}    }}
@@ -74,7 +74,7 @@ pub fn {name}(gpu: &Gpu, grid: Grid{signature}) -> Result<()> {{
         #[cfg(feature = "emulator")]
         emulated: [{emulated}],
     }};
-{checks}    gpu.launch(&KERNEL, grid, &[{values}])
+{checks}    on.launch(&KERNEL, over, &[{values}])
 }}
 
 "#,

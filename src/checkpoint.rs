@@ -18,6 +18,7 @@ use crate::model::{Head, HeadConfig};
 use crate::nn::Params;
 use crate::optim::AdamW;
 use crate::score::Protocol;
+use crate::storage::Storage;
 use crate::train::{EpochSummary, Progress, TrainConfig, Trainer};
 
 /// The one metadata entry. Several would be written in no fixed order.
@@ -80,10 +81,10 @@ pub fn save_model(path: &Path, info: &ModelInfo, params: &Params) -> Result<()> 
     save(path, &Header { model: info.clone(), training: None }, params, None)
 }
 
-/// Writes a checkpoint of a run.
+/// Writes a checkpoint of a run, whatever device it is on.
 ///
 /// # Errors
-/// As [`save_model`].
+/// As [`save_model`], and what the device refuses.
 pub fn save_checkpoint(path: &Path, info: &ModelInfo, trainer: &Trainer) -> Result<()> {
     let training = Training { progress: trainer.progress.clone(), steps: trainer.optimiser.steps };
     let model = ModelInfo { train: trainer.config.clone(), ..info.clone() };
@@ -91,11 +92,12 @@ pub fn save_checkpoint(path: &Path, info: &ModelInfo, trainer: &Trainer) -> Resu
 }
 
 fn save(path: &Path, header: &Header, params: &Params, optimiser: Option<&AdamW>) -> Result<()> {
+    let values = params.storage().on_host()?;
     let mut tensors: Vec<(&str, Vec<usize>, &[f32])> =
-        params.entries().map(|(_, e)| (&*e.name, e.shape.to_vec(), &params.values()[e.range.clone()])).collect();
-    if let Some(o) = optimiser {
-        tensors.extend(MOMENTS.into_iter().zip([&o.m, &o.v]).map(|(name, t)| (name, vec![t.len()], t.host())));
-    }
+        params.entries().map(|(_, e)| (&*e.name, e.shape.to_vec(), &values[e.range.clone()])).collect();
+    let moments =
+        optimiser.map_or(Ok(vec![]), |o| [&o.m, &o.v].into_iter().map(Storage::on_host).collect::<Result<_>>())?;
+    tensors.extend(MOMENTS.into_iter().zip(&moments).map(|(name, t)| (name, vec![t.len()], &t[..])));
     let views = tensors.into_iter().map(|(name, shape, values)| {
         let view = TensorView::new(Dtype::F32, shape, cast_slice(values)).expect("sizes agree with the values");
         (name, view)

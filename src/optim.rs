@@ -14,14 +14,16 @@ use rayon::prelude::*;
 use crate::buffer::Buffer;
 use crate::device::Device;
 use crate::device::cpu::{CHUNK, simd, simd_fn};
-use crate::device::cuda::Gpu;
+use crate::device::cuda::{Gpu, Grid, launch};
 use crate::error::Result;
-use crate::nn::Params;
+use crate::nn::{Params, shared};
 use crate::storage::Storage;
 
 const BETA1: f64 = 0.9;
 const BETA2: f64 = 0.999;
 const EPS: f64 = 1e-8;
+/// Values whose squares one block of `kernels/adamw.cu` adds.
+const CHUNK_ON_GPU: usize = 16_384;
 /// Keeps the clip factor finite.
 const CLIP_GUARD: f64 = 1e-6;
 
@@ -106,8 +108,33 @@ impl AdamW {
     }
 
     fn step_on_gpu(&mut self, gpu: &Gpu, params: &mut Params, grads: &Storage, size: StepSize) -> Result<f64> {
-        let _ = (gpu, grads, self.groups(params, size));
-        todo!()
+        let [(grids, of_grids), (trained, of_network)] = self.groups(params, size);
+        let (grids, n) = (grids.end, trained.end);
+        let g = grads.values(0, n).floats();
+        let chunks = n.div_ceil(CHUNK_ON_GPU);
+        let (mut partial, mut norm) = (gpu.scratch::<f64>(chunks)?, gpu.scratch::<f64>(1)?);
+        launch::adamw_squares(gpu, Grid::blocks(chunks), g, &mut partial.slice_mut(), n)?;
+        launch::adamw_norm(gpu, Grid::blocks(1), partial.slice(), &mut norm.slice_mut(), chunks)?;
+        let mut arena = params.storage_mut().ok_or_else(shared)?.values_mut();
+        let (mut m, mut v) = (self.m.values_mut(), self.v.values_mut());
+        launch::adamw_update(
+            gpu,
+            Grid::threads(n.div_ceil(4)),
+            &mut arena.floats().range_mut(0..n),
+            g,
+            &mut m.floats(),
+            &mut v.floats(),
+            norm.slice(),
+            size.clip,
+            of_grids.keep,
+            of_grids.rate,
+            of_network.keep,
+            of_network.rate,
+            of_network.correction,
+            grids,
+            n,
+        )?;
+        Ok(gpu.read(norm.slice())?[0])
     }
 }
 

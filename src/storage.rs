@@ -1,8 +1,10 @@
 //! Where the values of a tensor lie: in host memory or on a device.
 
+use std::borrow::Cow;
+
 use crate::buffer::Buffer;
 use crate::device::cpu;
-use crate::device::cuda::{DeviceVec, ElementKind, Gpu, Real, Values, ValuesMut};
+use crate::device::cuda::{DeviceVec, ElementKind, Gpu, Grid, Real, Values, ValuesMut, launch};
 use crate::error::{Error, Result};
 
 /// An owned array of values.
@@ -173,7 +175,26 @@ impl Storage {
                 cpu::add_assign(sum, x);
                 Ok(())
             }
+            (Storage::Reals(sum), Storage::Reals(x)) => {
+                let n = x.len();
+                launch::add_assign_reals(x.gpu(), Grid::threads(n.div_ceil(4)), x.slice(), &mut sum.slice_mut(), n)
+            }
+            (Storage::Floats(sum), Storage::Floats(x)) => {
+                let n = x.len();
+                launch::add_assign_floats(x.gpu(), Grid::threads(n.div_ceil(4)), x.slice(), &mut sum.slice_mut(), n)
+            }
             _ => Err(mismatch()),
+        }
+    }
+
+    /// All values in host memory: borrowed where they are there, read where they lie on a device.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn on_host(&self) -> Result<Cow<'_, [f32]>> {
+        match self {
+            Storage::Host(b) => Ok(Cow::Borrowed(b)),
+            _ => Ok(Cow::Owned(self.read(0, self.len())?.to_vec())),
         }
     }
 }

@@ -9,6 +9,7 @@ mod pointwise;
 pub use basic_block::BasicBlock;
 pub use mobile_bottleneck::MobileBottleneck;
 pub use norm::Norm;
+pub(crate) use norm::shared;
 pub use params::{Builder, Id, Init, Params, Role};
 pub use pointwise::Pointwise;
 

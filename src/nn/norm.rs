@@ -2,6 +2,7 @@
 //! taken from the first ghost group.
 
 use super::{Builder, Context, Id, Init, Mode, Params, Role};
+use crate::device::cuda::{Grid, launch};
 use crate::error::{Error, Result};
 use crate::ops::{BatchNorm, BatchNormSqueezeExcite, Kind, Statistics, ghost_group};
 use crate::tensor::Tensor;
@@ -46,7 +47,7 @@ impl RunningUpdate {
             let mut all = arena.values_mut();
             let mut all = all.floats();
             let first = batch.values().floats().range(0..n);
-            let _ = (gpu, &mut all.range_mut(range), first, keep, share, n);
+            launch::running_statistics(gpu, Grid::threads(n), &mut all.range_mut(range), first, keep, share, n)?;
         }
         Ok(())
     }

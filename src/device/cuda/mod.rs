@@ -18,7 +18,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use driver::Driver;
 pub use driver::Facts;
-use launch::{Grid, Kernel};
+pub use launch::Grid;
+use launch::Kernel;
 use memory::Pool;
 pub use memory::{DeviceVec, Element, ElementKind, Slice, SliceMut, Values, ValuesMut};
 pub use precision::Precision;

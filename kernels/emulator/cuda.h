@@ -88,6 +88,8 @@ float4 load4(const void*, Site);
 void store4(void*, float4, Site);
 uint4 load16(const void*, Site);
 void store16(void*, uint4, Site);
+uint2 load8(const void*, Site);
+void store8(void*, uint2, Site);
 
 void copy_issue(void* to, const void* from, uint32_t bytes, bool valid, Site);
 void copy_commit();
@@ -208,12 +210,14 @@ EMULATED_DEVICE int atomicCAS(int* p, int expected, int desired, EMULATED_SITE) 
 EMULATED_DEVICE void __threadfence() { emulator::thread_fence(); }
 EMULATED_DEVICE void __threadfence_block() {}
 
-// ---- Accesses of 16 bytes ----------------------------------------------------------------------------------------
+// ---- Accesses of 16 and 8 bytes ----------------------------------------------------------------------------------------
 
 EMULATED_DEVICE float4 load4(const float* p, EMULATED_SITE) { return emulator::load4(p, site); }
 EMULATED_DEVICE void store4(float* p, float4 v, EMULATED_SITE) { emulator::store4(p, v, site); }
 EMULATED_DEVICE uint4 load16(const void* p, EMULATED_SITE) { return emulator::load16(p, site); }
 EMULATED_DEVICE void store16(void* p, uint4 v, EMULATED_SITE) { emulator::store16(p, v, site); }
+EMULATED_DEVICE uint2 load8(const void* p, EMULATED_SITE) { return emulator::load8(p, site); }
+EMULATED_DEVICE void store8(void* p, uint2 v, EMULATED_SITE) { emulator::store8(p, v, site); }
 template <class T>
 EMULATED_DEVICE T __ldg(const T* p) {
   return *p;
@@ -280,6 +284,7 @@ EMULATED_DEVICE __nv_bfloat16 __float2bfloat16_rn(float x) {
   if ((u & 0x7FFFFFFFu) > 0x7F800000u) return __nv_bfloat16{0x7FFF};
   return __nv_bfloat16{static_cast<uint16_t>((u + 0x7FFFu + (u >> 16 & 1)) >> 16)};
 }
+EMULATED_DEVICE uint32_t bf16_bits(float x) { return __float2bfloat16_rn(x).bits; }
 // cvt.rna.tf32.f32: to nearest, ties away from zero, 10 bits of mantissa left.
 EMULATED_DEVICE uint32_t to_tf32(float x) {
   uint32_t u = __float_as_uint(x);

@@ -1,23 +1,25 @@
-// The memory operations with names: 16-byte accesses, asynchronous copies, atomics, the fence.
+// The memory operations with names: 8- and 16-byte accesses, asynchronous copies, atomics, the fence.
 #pragma once
 
 #include "access.h"
 
 namespace emulator {
 
-template <Access kind>
-static void* touch_16(const void* p, Site site) {
-  touch<16, kind>(reinterpret_cast<uintptr_t>(p), {site, nullptr});
-  if (reinterpret_cast<uintptr_t>(p) % 16 != 0) {  // on the thread's own stack, where touch() asks nothing
-    misaligned(*hot.fiber, reinterpret_cast<uintptr_t>(p), 16, kind, {site, nullptr});
+template <uint32_t bytes, Access kind>
+static void* touch_wide(const void* p, Site site) {
+  touch<bytes, kind>(reinterpret_cast<uintptr_t>(p), {site, nullptr});
+  if (reinterpret_cast<uintptr_t>(p) % bytes != 0) {  // on the thread's own stack, where touch() asks nothing
+    misaligned(*hot.fiber, reinterpret_cast<uintptr_t>(p), bytes, kind, {site, nullptr});
   }
   return const_cast<void*>(p);
 }
 
-float4 load4(const void* p, Site site) { return *static_cast<float4*>(touch_16<Access::read>(p, site)); }
-void store4(void* p, float4 v, Site site) { *static_cast<float4*>(touch_16<Access::write>(p, site)) = v; }
-uint4 load16(const void* p, Site site) { return *static_cast<uint4*>(touch_16<Access::read>(p, site)); }
-void store16(void* p, uint4 v, Site site) { *static_cast<uint4*>(touch_16<Access::write>(p, site)) = v; }
+float4 load4(const void* p, Site site) { return *static_cast<float4*>(touch_wide<16, Access::read>(p, site)); }
+void store4(void* p, float4 v, Site site) { *static_cast<float4*>(touch_wide<16, Access::write>(p, site)) = v; }
+uint4 load16(const void* p, Site site) { return *static_cast<uint4*>(touch_wide<16, Access::read>(p, site)); }
+uint2 load8(const void* p, Site site) { return *static_cast<uint2*>(touch_wide<8, Access::read>(p, site)); }
+void store8(void* p, uint2 v, Site site) { *static_cast<uint2*>(touch_wide<8, Access::write>(p, site)) = v; }
+void store16(void* p, uint4 v, Site site) { *static_cast<uint4*>(touch_wide<16, Access::write>(p, site)) = v; }
 
 // ---- cp.async ----------------------------------------------------------------------------------------------------
 // The bytes arrive at the wait that covers them, as late as they may. Until then the destination is poison, and marked:

@@ -33,6 +33,11 @@ template <uint32_t ROWS_, uint32_t COLUMNS_, uint32_t WARPS_DOWN, uint32_t WARPS
 using LargeTile = Tile<128, 112, 2, 2>; // for products that fill the device
 using SmallTile = Tile<64, 56, 4, 1>;   // for the others: four times as many blocks
 
+
+// How a launch wants its product done; the host chooses, and gives the shared memory (Tiling in src/ops/pointwise_conv.rs).
+constexpr uint32_t ONE_BY_ONE = 0, SMALL = 1, LARGE = 2; // ONE_BY_ONE: small tiles without VECTOR
+template <class T> constexpr uint32_t SHARED_BYTES = T::ROWS == 128 ? 71680 : 34816;
+
 constexpr uint32_t GEMM_THREADS = 128;
 static_assert(LargeTile::THREADS == GEMM_THREADS && SmallTile::THREADS == GEMM_THREADS, "a launch has one block size");
 
@@ -62,6 +67,10 @@ struct Matrix {
     __device__ __forceinline__ Column column(uint32_t c) const { return {c < columns ? c : 0, c < columns}; }
     __device__ __forceinline__ Spot at(Row r, Column c) const { return {r.offset + c.offset, r.there && c.there}; }
 };
+
+__device__ __forceinline__ void store_pair(float* p, float first, float second) {
+    store8(p, make_uint2(__float_as_uint(first), __float_as_uint(second)));
+}
 
 template <class View> __device__ __forceinline__ void copy_chunk(real* to, const View& view, Spot from) {
     cp_async16_zfill(to, view.data + from.offset, from.there);
@@ -149,11 +158,13 @@ template <uint32_t N> struct Width {
 };
 
 // The product of one tile over k in [begin, end); views must be zero from `end` on. `shared` is the dynamic shared
-// memory; `put(row, column, values)` is called for every element of C that exists, with 4 or with 1 neighbours of a row.
+// memory; `put(row, column, Floats<V>)` is called with every value of C that exists, V of them at a time.
 template <class T, class A, class B, class Put>
 __device__ __forceinline__ void multiply(const A& a, const B& b, uint32_t begin, uint32_t end, unsigned char* shared,
                                          const Place<T>& place, uint32_t m, uint32_t n, const Put& put) {
-    constexpr uint32_t SLOT = A::SLOT + B::SLOT;
+    constexpr uint32_t SLOT = A::SLOT + B::SLOT, PITCH = T::COLUMNS + (24 - T::COLUMNS % 16) % 16;
+    static_assert(STAGES * SLOT * sizeof(real) <= SHARED_BYTES<T>, "the slots fit");
+    static_assert(T::ROWS * PITCH * sizeof(float) <= SHARED_BYTES<T>, "the finished tile fits");
     real* ring = reinterpret_cast<real*>(shared);
     const uint32_t steps = (end - begin + STEP - 1) / STEP;
     const auto fetch = [&](uint32_t step) {
@@ -188,7 +199,6 @@ __device__ __forceinline__ void multiply(const A& a, const B& b, uint32_t begin,
     __syncthreads();
 
     // A lane holds columns 2 (lane % 4) and the next of rows lane / 4 and 8 more, of each fragment.
-    constexpr uint32_t PITCH = T::COLUMNS + (24 - T::COLUMNS % 16) % 16;
     float* tile = reinterpret_cast<float*>(shared);
 #pragma unroll
     for (uint32_t i = 0; i < T::DOWN; ++i) {
@@ -201,13 +211,11 @@ __device__ __forceinline__ void multiply(const A& a, const B& b, uint32_t begin,
     }
     __syncthreads();
     const auto put_all = [&](auto width) {
-        constexpr uint32_t W = decltype(width)::VALUE;
-        for (uint32_t i = threadIdx.x; i < T::ROWS * T::COLUMNS / W; i += GEMM_THREADS) {
-            const uint32_t r = i / (T::COLUMNS / W), c = i % (T::COLUMNS / W) * W;
+        constexpr uint32_t V = decltype(width)::VALUE;
+        for (uint32_t i = threadIdx.x; i < T::ROWS * T::COLUMNS / V; i += GEMM_THREADS) {
+            const uint32_t r = i / (T::COLUMNS / V), c = i % (T::COLUMNS / V) * V;
             if (place.row + r >= m || place.column + c >= n) continue;
-            float values[W];
-            load_floats(values, tile + r * PITCH + c);
-            put(place.row + r, place.column + c, values);
+            put(place.row + r, place.column + c, load<V>(tile + r * PITCH + c));
         }
     };
     if (n % 4 == 0) put_all(Width<4>());

@@ -7,6 +7,7 @@
 //
 // Up to 8 outputs (the networks have layers with 2, for coordinates) leave most of a tensor-core tile empty. They have
 // kernels of their own, bound by reading x once. Source: the definition in src/ops/pointwise_conv.rs.
+#include "column_sum.cuh"
 #include "gemm.cuh"
 
 // The weights as the products read them: `rounded [rows, pitch]`, lines padded with zeros to 16 bytes.
@@ -50,16 +51,17 @@ __device__ __forceinline__ void forward(const Matrix& x, const Matrix& w, const 
 }
 
 // y [m, n] = act(x [m, k] w + bias), or dy act'(..); w [k, pitch] as laid out above. One block a tile.
+// SASS: HMMA, LDGSTS
 extern "C" __global__ __launch_bounds__(128) void pointwise_conv_forward(
     const real* __restrict__ x, const real* __restrict__ w, const float* __restrict__ bias_or_null,
     const real* __restrict__ dy_or_null, real* __restrict__ y, uint32_t m, uint32_t n, uint32_t k, uint32_t pitch,
-    uint32_t act, uint32_t large) {
+    uint32_t act, uint32_t tiling) {
     DYNAMIC_SHARED(unsigned char, shared);
     const Matrix x_view{x, m, k, k}, w_view{w, k, pitch, pitch};
     const BiasActivation put{bias_or_null, dy_or_null, y, n, act};
-    if (k % CHUNK != 0) forward<SmallTile, false>(x_view, w_view, put, shared);
-    else if (large) forward<LargeTile, true>(x_view, w_view, put, shared);
-    else forward<SmallTile, true>(x_view, w_view, put, shared);
+    if (tiling == LARGE) forward<LargeTile, true>(x_view, w_view, put, shared);
+    else if (tiling == SMALL) forward<SmallTile, true>(x_view, w_view, put, shared);
+    else forward<SmallTile, false>(x_view, w_view, put, shared);
 }
 
 template <class T, bool VECTOR>
@@ -71,35 +73,35 @@ __device__ __forceinline__ void weight_gradient(const Matrix& x, const Matrix& d
 }
 
 // partial [slab, a, b] = xT dz over the positions of each slab. Grid (tiles, slabs).
+// SASS: HMMA, LDGSTS
 extern "C" __global__ __launch_bounds__(128) void pointwise_conv_weight_gradient(
     const real* __restrict__ x, const real* __restrict__ dz, float* __restrict__ partial, uint32_t m, uint32_t a,
-    uint32_t b, uint32_t slab, uint32_t large) {
+    uint32_t b, uint32_t slab, uint32_t tiling) {
     DYNAMIC_SHARED(unsigned char, shared);
     const uint32_t begin = blockIdx.y * slab, end = min(m, begin + slab);
     const Matrix x_view{x, end, a, a}, dz_view{dz, end, b, b};
     partial += blockIdx.y * a * b;
-    if (a % CHUNK != 0 || b % CHUNK != 0) weight_gradient<SmallTile, false>(x_view, dz_view, begin, partial, shared);
-    else if (large) weight_gradient<LargeTile, true>(x_view, dz_view, begin, partial, shared);
-    else weight_gradient<SmallTile, true>(x_view, dz_view, begin, partial, shared);
+    if (tiling == LARGE) weight_gradient<LargeTile, true>(x_view, dz_view, begin, partial, shared);
+    else if (tiling == SMALL) weight_gradient<SmallTile, true>(x_view, dz_view, begin, partial, shared);
+    else weight_gradient<SmallTile, false>(x_view, dz_view, begin, partial, shared);
 }
 
-// partial [slab, columns]: sums of dz [m, columns] over the positions of each slab. Grid (columns / 32, slabs): 8 rows of
-// threads take every eighth position, then their sums are added in order.
+template <uint32_t V>
+__device__ __forceinline__ void bias_gradient(const real* dz, float* partial, uint32_t rows, uint32_t b) {
+    const uint32_t first = blockIdx.x * COLUMNS, column = first + threadIdx.x;
+    const double sum = column_sum<V>(rows, b, first, [=](uint32_t r, uint32_t c) { return load<V>(dz + r * b + c); });
+    if (threadIdx.x < COLUMNS && column < b) partial[column] = static_cast<float>(sum);
+}
+
+// partial [slab, b] = sum of dz [m, b] over the positions of each slab. Grid (columns / 16, slabs).
 extern "C" __global__ __launch_bounds__(256) void pointwise_conv_bias_gradient(const real* __restrict__ dz,
                                                                                float* __restrict__ partial, uint32_t m,
-                                                                               uint32_t columns, uint32_t slab) {
-    SHARED(float, sums, [8][32]);
-    const uint32_t x = threadIdx.x % 32, y = threadIdx.x / 32, column = blockIdx.x * 32 + x;
-    const uint32_t end = min(m, (blockIdx.y + 1) * slab);
-    float sum = 0.0f;
-    if (column < columns) {
-        for (uint32_t i = blockIdx.y * slab + y; i < end; i += 8) sum += to_float(dz[i * columns + column]);
-    }
-    sums[y][x] = sum;
-    __syncthreads();
-    if (y != 0 || column >= columns) return;
-    for (uint32_t i = 1; i < 8; ++i) sum += sums[i][x];
-    partial[blockIdx.y * columns + column] = sum;
+                                                                               uint32_t b, uint32_t slab) {
+    const uint32_t begin = blockIdx.y * slab, rows = min(m - begin, slab);
+    dz += begin * b;
+    partial += blockIdx.y * b;
+    if (b % 4 == 0) bias_gradient<4>(dz, partial, rows, b);
+    else bias_gradient<1>(dz, partial, rows, b);
 }
 
 // total [n] = sum of partial [slabs, n] over the slabs: eighths in order, then their sums in order. Grid (n / 32).
@@ -122,23 +124,23 @@ extern "C" __global__ __launch_bounds__(256) void pointwise_conv_add_slabs(const
 constexpr uint32_t NARROW = 8; // outputs
 constexpr uint32_t ROWS = 4;   // positions of a warp: a weight is read once for all of them
 
-template <uint32_t W>
+template <uint32_t V>
 __device__ __forceinline__ void narrow_products(float (&sums)[ROWS][NARROW], const real* x, const float* w, uint32_t first,
                                                 uint32_t m, uint32_t a, uint32_t b) {
-    for (uint32_t c = threadIdx.x % WARP * W; c < a; c += WARP * W) {
-        float values[ROWS][W] = {};
+    for (uint32_t c = threadIdx.x % WARP * V; c < a; c += WARP * V) {
+        Floats<V> values[ROWS] = {};
 #pragma unroll
         for (uint32_t r = 0; r < ROWS; ++r) {
-            if (first + r < m) load_values(values[r], x + (first + r) * a + c);
+            if (first + r < m) values[r] = load<V>(x + (first + r) * a + c);
         }
 #pragma unroll
-        for (uint32_t i = 0; i < W; ++i) {
+        for (uint32_t i = 0; i < V; ++i) {
 #pragma unroll
             for (uint32_t j = 0; j < NARROW; ++j) {
                 if (j >= b) break;
                 const float weight = w[(c + i) * b + j];
 #pragma unroll
-                for (uint32_t r = 0; r < ROWS; ++r) sums[r][j] += values[r][i] * weight;
+                for (uint32_t r = 0; r < ROWS; ++r) sums[r][j] += values[r].at[i] * weight;
             }
         }
     }
@@ -153,32 +155,32 @@ extern "C" __global__ __launch_bounds__(256) void pointwise_conv_narrow_forward(
     if (a % 4 == 0) narrow_products<4>(sums, x, w, first, m, a, b);
     else narrow_products<1>(sums, x, w, first, m, a, b);
     // Lane 8 r + j finishes output j of position r.
-    float z[1] = {};
+    Floats<1> z = {};
 #pragma unroll
     for (uint32_t r = 0; r < ROWS; ++r) {
 #pragma unroll
         for (uint32_t j = 0; j < NARROW; ++j) {
             if (j >= b) break;
             const float total = warp_sum(sums[r][j]);
-            if (lane == r * NARROW + j) z[0] = total;
+            if (lane == r * NARROW + j) z.at[0] = total;
         }
     }
     const uint32_t row = first + lane / NARROW, column = lane % NARROW;
     if (row < m && column < b) BiasActivation{bias_or_null, dy_or_null, y, b, act}(row, column, z);
 }
 
-template <uint32_t W>
+template <uint32_t V>
 __device__ __forceinline__ void narrow_gradient(const real* dz, const float* w, real* dx, uint32_t m, uint32_t a,
                                                 uint32_t b) {
-    const uint32_t at = (blockIdx.x * 256 + threadIdx.x) * W, row = at / a, column = at % a;
+    const uint32_t at = (blockIdx.x * 256 + threadIdx.x) * V, row = at / a, column = at % a;
     if (row >= m) return;
-    float sums[W] = {};
+    Floats<V> sums = {};
     for (uint32_t j = 0; j < b; ++j) {
         const float d = to_float(dz[row * b + j]);
 #pragma unroll
-        for (uint32_t i = 0; i < W; ++i) sums[i] += d * w[(column + i) * b + j];
+        for (uint32_t i = 0; i < V; ++i) sums.at[i] += d * w[(column + i) * b + j];
     }
-    store_values(dx + at, sums);
+    store<V>(dx + at, sums);
 }
 
 // dx [m, a] = dz [m, b] wT for b <= 8, w [a, b] as stored. A thread for 4 values, or for 1.

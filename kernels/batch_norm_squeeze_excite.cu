@@ -49,11 +49,11 @@ extern "C" __global__ __launch_bounds__(256) void squeeze_excite_pooled(
 
 constexpr uint32_t IMAGES = 4;   // rows of x that a block of a product holds in registers
 
-// y [N, J] = act(x [N, K] w [K, J]). Block (32 columns, 4 rows) of 16 warps: each warp adds a sixteenth of K.
-extern "C" __global__ __launch_bounds__(512) void squeeze_excite_product(const float* __restrict__ x,
-                                                                         const float* __restrict__ w, float* __restrict__ y,
-                                                                         uint32_t kind, uint32_t images, uint32_t inner,
-                                                                         uint32_t columns) {
+// y [N, J] = x [N, K] w [K, J], with `rectify` followed by a relu. Block (32 columns, 4 rows) of 16 warps: each
+// adds a sixteenth of K. One block to a multiprocessor: registers for many reads at a time are worth more than a second one.
+extern "C" __global__ __launch_bounds__(512, 1) void squeeze_excite_product(
+    const float* __restrict__ x, const float* __restrict__ w, float* __restrict__ y, uint32_t rectify, uint32_t images,
+    uint32_t inner, uint32_t columns) {
     constexpr uint32_t PARTS = 16;
     SHARED(float, partial, [PARTS][IMAGES][WARP]);
     const uint32_t part = threadIdx.x / WARP, lane = threadIdx.x % WARP, first = blockIdx.y * IMAGES;
@@ -76,7 +76,8 @@ extern "C" __global__ __launch_bounds__(512) void squeeze_excite_product(const f
     if (part >= IMAGES || row >= images || blockIdx.x * WARP + lane >= columns) return;
     double total = 0.0;
     for (uint32_t p = 0; p < PARTS; ++p) total += partial[p][part][lane];
-    y[static_cast<size_t>(row) * columns + column] = act_value(kind, static_cast<float>(total));
+    const float value = static_cast<float>(total);
+    y[static_cast<size_t>(row) * columns + column] = rectify != 0 ? relu(value) : value;
 }
 
 // y [N, J] = x [N, K] w' with w [J, K]; zero where the relu output `hidden` [N, J], if given, is not positive. Block (8

@@ -51,14 +51,7 @@ impl Cut {
     /// Mean and squared deviations of every slab.
     pub fn moments(&self, gpu: &Gpu, x: Slice<Real>) -> Result<DeviceVec<f64>> {
         let mut partial = self.partial(gpu)?;
-        launch::batch_norm_moments(
-            gpu,
-            self.slabs_grid(),
-            x,
-            &mut partial.slice_mut(),
-            self.positions,
-            self.channels,
-        )?;
+        launch::batch_norm_moments(gpu, self.slabs_grid(), x, &mut partial.slice_mut(), self.positions, self.channels)?;
         Ok(partial)
     }
 
@@ -279,13 +272,7 @@ impl<'a> CudaGate<'a> {
     }
 
     /// From the pooled means.
-    pub fn new(
-        norm: &Norm,
-        gpu: &Gpu,
-        pooled: DeviceVec<f32>,
-        v1: Slice<'a, f32>,
-        v2: Slice<'a, f32>,
-    ) -> Result<Self> {
+    pub fn new(norm: &Norm, gpu: &Gpu, pooled: DeviceVec<f32>, v1: Slice<'a, f32>, v2: Slice<'a, f32>) -> Result<Self> {
         let hidden = product(gpu, norm.cut.images, &pooled, v1, true)?;
         let logit = product(gpu, norm.cut.images, &hidden, v2, false)?;
         Ok(CudaGate { v1, v2, pooled, hidden, logit })
@@ -319,10 +306,11 @@ impl<'a> CudaGate<'a> {
         )?;
         let dhidden = product_transposed(gpu, cut.images, &dlogit, self.v2, Some(&self.hidden))?;
         let dpooled = product_transposed(gpu, cut.images, &dhidden, self.v1, None)?;
-        for (to, a, b) in [(dv1, &self.pooled, &dhidden), (dv2, &self.hidden, &dlogit)] {
-            if let Some(to) = to {
-                outer(gpu, cut.images, a, b, &mut to.floats())?;
-            }
+        if let Some(dv1) = dv1 {
+            outer(gpu, cut.images, &self.pooled, &dhidden, &mut dv1.floats())?;
+        }
+        if let Some(dv2) = dv2 {
+            outer(gpu, cut.images, &self.hidden, &dlogit, &mut dv2.floats())?;
         }
         Ok(dpooled)
     }

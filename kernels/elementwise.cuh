@@ -9,6 +9,7 @@
 template <typename Y, typename F, typename... X>
 __device__ __forceinline__ void map(Y* y, uint32_t n, F f, const X*... x) {
     const uint32_t width = 4 * blockDim.x, first = blockIdx.x * 2 * width;
+    if (first >= n) return;
     if (n - first >= 2 * width) {
         const uint32_t i = first + 4 * threadIdx.x, j = i + width;
         const Floats<4> near = zip(f, load<4>(x + i)...), far = zip(f, load<4>(x + j)...);

@@ -24,20 +24,17 @@ __device__ __forceinline__ void forward(const real* x, const float* weight, cons
     if (c >= d.channels || strip >= Strip::count(d.n, d.out_height, d.out_width)) return;
     const Strip at(strip, d.out_height, d.out_width);
 
-    Floats<V> z[STRIP] = {};
+    const Floats<V> b = bias ? load<V>(bias + c) : Floats<V>{};
+    Floats<V> z[STRIP];
+#pragma unroll
+    for (uint32_t s = 0; s < STRIP; s++) z[s] = b;
     const Window window = input_window(x, d, at, c);
     const int32_t step = d.channels;
     if constexpr (K == 0) convolve_any<true>(z, window.map, d, at, weight + c);
     else if (d.stride == 1) convolve<K, 1>(z, window, weight + c, step);
     else convolve<K, 2>(z, window, weight + c, step);
 
-    if (bias) {
-        const Floats<V> b = load<V>(bias + c);
-#pragma unroll
-        for (uint32_t s = 0; s < STRIP; s++) z[s] = zip([](float z, float b) { return z + b; }, z[s], b);
-    }
-    const size_t line = static_cast<size_t>(at.image) * d.out_height + at.row;
-    const size_t first = (line * d.out_width + at.column) * d.channels + c;
+    const size_t first = output_offset(d, at, c);
     const uint32_t columns = min(STRIP, d.out_width - at.column);
     // The strip turns round once under the activation, whose code is then there once and not STRIP times.
     if (kind != IDENTITY) {
@@ -68,7 +65,8 @@ extern "C" __global__ __launch_bounds__(256) void depthwise_conv2d_forward_3x3(
     const real* __restrict__ dy_or_null, real* __restrict__ y, uint32_t n, uint32_t height, uint32_t width,
     uint32_t channels, uint32_t kernel_height, uint32_t kernel_width, uint32_t stride, uint32_t top, uint32_t left,
     uint32_t out_height, uint32_t out_width, uint32_t kind) {
-    const Depthwise d = {n, height, width, channels, kernel_height, kernel_width, stride, top, left, out_height, out_width};
+    const Depthwise d = {n,      height, width, channels,   kernel_height, kernel_width,
+                         stride, top,    left,  out_height, out_width};
     forward<3, 4>(x, weight, bias_or_null, dy_or_null, y, d, kind);
 }
 
@@ -77,7 +75,8 @@ extern "C" __global__ __launch_bounds__(256) void depthwise_conv2d_forward_5x5(
     const real* __restrict__ dy_or_null, real* __restrict__ y, uint32_t n, uint32_t height, uint32_t width,
     uint32_t channels, uint32_t kernel_height, uint32_t kernel_width, uint32_t stride, uint32_t top, uint32_t left,
     uint32_t out_height, uint32_t out_width, uint32_t kind) {
-    const Depthwise d = {n, height, width, channels, kernel_height, kernel_width, stride, top, left, out_height, out_width};
+    const Depthwise d = {n,      height, width, channels,   kernel_height, kernel_width,
+                         stride, top,    left,  out_height, out_width};
     forward<5, 4>(x, weight, bias_or_null, dy_or_null, y, d, kind);
 }
 
@@ -86,7 +85,8 @@ extern "C" __global__ __launch_bounds__(256) void depthwise_conv2d_forward_any(
     const real* __restrict__ dy_or_null, real* __restrict__ y, uint32_t n, uint32_t height, uint32_t width,
     uint32_t channels, uint32_t kernel_height, uint32_t kernel_width, uint32_t stride, uint32_t top, uint32_t left,
     uint32_t out_height, uint32_t out_width, uint32_t kind) {
-    const Depthwise d = {n, height, width, channels, kernel_height, kernel_width, stride, top, left, out_height, out_width};
+    const Depthwise d = {n,      height, width, channels,   kernel_height, kernel_width,
+                         stride, top,    left,  out_height, out_width};
     if (channels % 4 == 0) forward<0, 4>(x, weight, bias_or_null, dy_or_null, y, d, kind);
     else forward<0, 1>(x, weight, bias_or_null, dy_or_null, y, d, kind);
 }
@@ -112,8 +112,7 @@ __device__ __forceinline__ void backward_x(const real* dz, const float* weight, 
         convolve<K, 1>(sum, window, weight + (K * K - 1) * d.channels + c, -static_cast<int32_t>(d.channels));
     }
 
-    const size_t line = static_cast<size_t>(at.image) * d.height + at.row;
-    dx += (line * d.width + at.column) * d.channels + c;
+    dx += ((static_cast<size_t>(at.image) * d.height + at.row) * d.width + at.column) * d.channels + c;
 #pragma unroll
     for (uint32_t s = 0; s < STRIP; s++) {
         if (at.column + s < d.width) store(dx + s * d.channels, sum[s]);
@@ -122,26 +121,29 @@ __device__ __forceinline__ void backward_x(const real* dz, const float* weight, 
 
 // Grid: ceil(channels / 32) * ceil(n * height * ceil(width / 7) / shares) blocks; shares as in forward.
 extern "C" __global__ __launch_bounds__(256) void depthwise_conv2d_backward_x_3x3(
-    const real* __restrict__ dz, const float* __restrict__ weight, real* __restrict__ dx, uint32_t n, uint32_t height, uint32_t width,
-    uint32_t channels, uint32_t kernel_height, uint32_t kernel_width, uint32_t stride, uint32_t top, uint32_t left,
-    uint32_t out_height, uint32_t out_width) {
-    const Depthwise d = {n, height, width, channels, kernel_height, kernel_width, stride, top, left, out_height, out_width};
+    const real* __restrict__ dz, const float* __restrict__ weight, real* __restrict__ dx, uint32_t n, uint32_t height,
+    uint32_t width, uint32_t channels, uint32_t kernel_height, uint32_t kernel_width, uint32_t stride, uint32_t top,
+    uint32_t left, uint32_t out_height, uint32_t out_width) {
+    const Depthwise d = {n,      height, width, channels,   kernel_height, kernel_width,
+                         stride, top,    left,  out_height, out_width};
     backward_x<3, 4>(dz, weight, dx, d);
 }
 
 extern "C" __global__ __launch_bounds__(256) void depthwise_conv2d_backward_x_5x5(
-    const real* __restrict__ dz, const float* __restrict__ weight, real* __restrict__ dx, uint32_t n, uint32_t height, uint32_t width,
-    uint32_t channels, uint32_t kernel_height, uint32_t kernel_width, uint32_t stride, uint32_t top, uint32_t left,
-    uint32_t out_height, uint32_t out_width) {
-    const Depthwise d = {n, height, width, channels, kernel_height, kernel_width, stride, top, left, out_height, out_width};
+    const real* __restrict__ dz, const float* __restrict__ weight, real* __restrict__ dx, uint32_t n, uint32_t height,
+    uint32_t width, uint32_t channels, uint32_t kernel_height, uint32_t kernel_width, uint32_t stride, uint32_t top,
+    uint32_t left, uint32_t out_height, uint32_t out_width) {
+    const Depthwise d = {n,      height, width, channels,   kernel_height, kernel_width,
+                         stride, top,    left,  out_height, out_width};
     backward_x<5, 4>(dz, weight, dx, d);
 }
 
 extern "C" __global__ __launch_bounds__(256) void depthwise_conv2d_backward_x_any(
-    const real* __restrict__ dz, const float* __restrict__ weight, real* __restrict__ dx, uint32_t n, uint32_t height, uint32_t width,
-    uint32_t channels, uint32_t kernel_height, uint32_t kernel_width, uint32_t stride, uint32_t top, uint32_t left,
-    uint32_t out_height, uint32_t out_width) {
-    const Depthwise d = {n, height, width, channels, kernel_height, kernel_width, stride, top, left, out_height, out_width};
+    const real* __restrict__ dz, const float* __restrict__ weight, real* __restrict__ dx, uint32_t n, uint32_t height,
+    uint32_t width, uint32_t channels, uint32_t kernel_height, uint32_t kernel_width, uint32_t stride, uint32_t top,
+    uint32_t left, uint32_t out_height, uint32_t out_width) {
+    const Depthwise d = {n,      height, width, channels,   kernel_height, kernel_width,
+                         stride, top,    left,  out_height, out_width};
     if (channels % 4 == 0) backward_x<0, 4>(dz, weight, dx, d);
     else backward_x<0, 1>(dz, weight, dx, d);
 }
@@ -161,31 +163,20 @@ template <uint32_t V> struct Part {
     }
 };
 
-template <uint32_t V>
-__device__ __forceinline__ void load_strip(Floats<V> (&dz)[STRIP], const real* from, const Depthwise& d, Strip at,
-                                           uint32_t c) {
-    const size_t line = static_cast<size_t>(at.image) * d.out_height + at.row;
-    from += (line * d.out_width + at.column) * d.channels + c;
-#pragma unroll
-    for (uint32_t s = 0; s < STRIP; s++) {
-        dz[s] = at.column + s < d.out_width ? load<V>(from + s * d.channels) : Floats<V>{};
-    }
-}
-
-template <uint32_t V> __device__ __forceinline__ void add_all(Floats<V>& sum, const Floats<V> (&dz)[STRIP]) {
-#pragma unroll
-    for (uint32_t s = 0; s < STRIP; s++) sum = zip([](float a, float b) { return a + b; }, sum, dz[s]);
-}
-
 template <uint32_t K, uint32_t STRIDE, uint32_t V>
-__device__ __forceinline__ void backward_w(const real* x, const real* dz, float* out, const Depthwise& d, uint32_t strips) {
+__device__ __forceinline__ void backward_w(const real* x, const real* dz, float* out, const Depthwise& d,
+                                           uint32_t strips) {
     const Part<V> part(d, strips);
     Floats<V> taps[K * K] = {}, bias[1] = {}, here[STRIP];
     for (uint32_t i = part.first; i < part.end; i += Part<V>::SHARES) {
         const Strip at(i, d.out_height, d.out_width);
-        load_strip(here, dz, d, at, part.c);
+        const real* from = dz + output_offset(d, at, part.c);
+#pragma unroll
+        for (uint32_t s = 0; s < STRIP; s++) {
+            here[s] = at.column + s < d.out_width ? load<V>(from + s * d.channels) : Floats<V>{};
+            add(bias[0], here[s]);
+        }
         correlate<K, STRIDE>(taps, input_window(x, d, at, part.c), here);
-        add_all(bias[0], here);
     }
     out += part.part * (K * K + 1) * d.channels + part.group;
     write_block_sums(taps, out, part.group, d.channels);
@@ -200,58 +191,60 @@ __device__ __forceinline__ void backward_w_any(const real* x, const real* dz, fl
     const uint32_t taps = d.kernel_height * d.kernel_width;
     out += part.part * (taps + 1) * d.channels + part.group;
     for (uint32_t t = 0; t <= taps; t++) {
-        Floats<V> sum[1] = {}, here[STRIP];
+        const uint32_t row = t / d.kernel_width, column = t % d.kernel_width;
+        Floats<V> sum[1] = {};
         for (uint32_t i = part.first; i < part.end; i += Part<V>::SHARES) {
             const Strip at(i, d.out_height, d.out_width);
-            load_strip(here, dz, d, at, part.c);
             const Window window = input_window(x, d, at, part.c);
-            const uint32_t row = t / d.kernel_width, column = t % d.kernel_width;
-            if (t == taps) {
-                add_all(sum[0], here);
-            } else if (window.row + row < d.height) {
-#pragma unroll
-                for (uint32_t s = 0; s < STRIP; s++) {
-                    multiply_add(sum[0], window.at<V>(row, s * d.stride + column), here[s]);
-                }
+            const real* from = dz + output_offset(d, at, part.c);
+            if (t < taps && window.row + row >= d.height) continue;
+#pragma unroll 1
+            for (uint32_t s = 0; s < min(STRIP, d.out_width - at.column); s++) {
+                const Floats<V> here = load<V>(from + s * d.channels);
+                if (t < taps) multiply_add(sum[0], window.at<V>(row, s * d.stride + column), here);
+                else add(sum[0], here);
             }
         }
         write_block_sums(sum, out + t * d.channels, part.group, d.channels);
     }
 }
 
-// The sums of `strips` strips by each block, to partial: [parts, kernel_height kernel_width + 1, channels]; the last row of
-// a part is that of the bias. Grid: ceil(channels / 32) * parts blocks.
+// The sums of `strips` strips by each block, to partial: [parts, kernel_height kernel_width + 1, channels]; the last
+// row of a part is that of the bias. Grid: ceil(channels / 32) * parts blocks.
 extern "C" __global__ __launch_bounds__(128) void depthwise_conv2d_backward_w_3x3(
-    const real* __restrict__ x, const real* __restrict__ dz, float* __restrict__ partial, uint32_t n, uint32_t height, uint32_t width,
-    uint32_t channels, uint32_t kernel_height, uint32_t kernel_width, uint32_t stride, uint32_t top, uint32_t left,
-    uint32_t out_height, uint32_t out_width, uint32_t strips) {
-    const Depthwise d = {n, height, width, channels, kernel_height, kernel_width, stride, top, left, out_height, out_width};
+    const real* __restrict__ x, const real* __restrict__ dz, float* __restrict__ partial, uint32_t n, uint32_t height,
+    uint32_t width, uint32_t channels, uint32_t kernel_height, uint32_t kernel_width, uint32_t stride, uint32_t top,
+    uint32_t left, uint32_t out_height, uint32_t out_width, uint32_t strips) {
+    const Depthwise d = {n,      height, width, channels,   kernel_height, kernel_width,
+                         stride, top,    left,  out_height, out_width};
     if (stride == 1) backward_w<3, 1, 4>(x, dz, partial, d, strips);
     else backward_w<3, 2, 4>(x, dz, partial, d, strips);
 }
 
 extern "C" __global__ __launch_bounds__(128, 2) void depthwise_conv2d_backward_w_5x5(
-    const real* __restrict__ x, const real* __restrict__ dz, float* __restrict__ partial, uint32_t n, uint32_t height, uint32_t width,
-    uint32_t channels, uint32_t kernel_height, uint32_t kernel_width, uint32_t stride, uint32_t top, uint32_t left,
-    uint32_t out_height, uint32_t out_width, uint32_t strips) {
-    const Depthwise d = {n, height, width, channels, kernel_height, kernel_width, stride, top, left, out_height, out_width};
+    const real* __restrict__ x, const real* __restrict__ dz, float* __restrict__ partial, uint32_t n, uint32_t height,
+    uint32_t width, uint32_t channels, uint32_t kernel_height, uint32_t kernel_width, uint32_t stride, uint32_t top,
+    uint32_t left, uint32_t out_height, uint32_t out_width, uint32_t strips) {
+    const Depthwise d = {n,      height, width, channels,   kernel_height, kernel_width,
+                         stride, top,    left,  out_height, out_width};
     if (stride == 1) backward_w<5, 1, 4>(x, dz, partial, d, strips);
     else backward_w<5, 2, 4>(x, dz, partial, d, strips);
 }
 
 extern "C" __global__ __launch_bounds__(128) void depthwise_conv2d_backward_w_any(
-    const real* __restrict__ x, const real* __restrict__ dz, float* __restrict__ partial, uint32_t n, uint32_t height, uint32_t width,
-    uint32_t channels, uint32_t kernel_height, uint32_t kernel_width, uint32_t stride, uint32_t top, uint32_t left,
-    uint32_t out_height, uint32_t out_width, uint32_t strips) {
-    const Depthwise d = {n, height, width, channels, kernel_height, kernel_width, stride, top, left, out_height, out_width};
+    const real* __restrict__ x, const real* __restrict__ dz, float* __restrict__ partial, uint32_t n, uint32_t height,
+    uint32_t width, uint32_t channels, uint32_t kernel_height, uint32_t kernel_width, uint32_t stride, uint32_t top,
+    uint32_t left, uint32_t out_height, uint32_t out_width, uint32_t strips) {
+    const Depthwise d = {n,      height, width, channels,   kernel_height, kernel_width,
+                         stride, top,    left,  out_height, out_width};
     if (channels % 4 == 0) backward_w_any<4>(x, dz, partial, d, strips);
     else backward_w_any<1>(x, dz, partial, d, strips);
 }
 
 // Adds the parts. Grid: ceil((taps + 1) * channels / 16) blocks.
 extern "C" __global__ __launch_bounds__(256) void depthwise_conv2d_backward_w_sum(
-    const float* __restrict__ partial, float* __restrict__ dw_or_null, float* __restrict__ dbias_or_null, uint32_t parts,
-    uint32_t taps, uint32_t channels) {
+    const float* __restrict__ partial, float* __restrict__ dw_or_null, float* __restrict__ dbias_or_null,
+    uint32_t parts, uint32_t taps, uint32_t channels) {
     const uint32_t columns = (taps + 1) * channels, first = blockIdx.x * COLUMNS, i = first + threadIdx.x;
     const double sum = column_sum<1>(parts, columns, first, [=](uint32_t part, uint32_t i) {
         return load<1>(partial + part * columns + i);

@@ -2,9 +2,9 @@
 //
 //     z[n, p, q, c] = sum over i, j of x[n, p stride + i - top, q stride + j - left, c] w[i, j, c], zero outside x
 //
-// A thread has V neighbouring channels of a strip: STRIP neighbouring positions of one row. Every value it reads is used
-// for all positions of the strip that need it. The threads of a block lie over GROUP channels, so that memory is read in
-// whole lines, and over strips that follow each other: the rows these share stay in the cache.
+// A thread has V neighbouring channels of a strip: STRIP neighbouring positions of one row. Every value it reads is
+// used for all positions of the strip that need it. The threads of a block lie over GROUP channels, so that memory is
+// read in whole lines, and over strips that follow each other: the rows these share stay in the cache.
 #pragma once
 
 #include "vector.cuh"
@@ -34,8 +34,8 @@ struct Strip {
     }
 };
 
-// What a strip reads: the map of its image, from this thread's channels on, and where in it the first tap of the strip's
-// first position lies. Indices before the first have wrapped round and are large.
+// What a strip reads: the map of its image, from this thread's channels on, and where in it the first tap of the
+// strip's first position lies. Indices before the first have wrapped round and are large.
 struct Window {
     const real* map;
     uint32_t height, width, channels, row, column;
@@ -49,6 +49,15 @@ struct Window {
 __device__ __forceinline__ Window input_window(const real* x, const Depthwise& d, Strip at, uint32_t c) {
     const size_t image = static_cast<size_t>(at.image) * d.height * d.width * d.channels;
     return {x + image + c, d.height, d.width, d.channels, at.row * d.stride - d.top, at.column * d.stride - d.left};
+}
+
+// Where the strip lies in y and its gradients.
+__device__ __forceinline__ size_t output_offset(const Depthwise& d, Strip at, uint32_t c) {
+    return ((static_cast<size_t>(at.image) * d.out_height + at.row) * d.out_width + at.column) * d.channels + c;
+}
+
+template <uint32_t V> __device__ __forceinline__ void add(Floats<V>& sum, Floats<V> a) {
+    sum = zip([](float sum, float a) { return sum + a; }, sum, a);
 }
 
 template <uint32_t V> __device__ __forceinline__ void multiply_add(Floats<V>& sum, Floats<V> a, Floats<V> b) {
@@ -133,7 +142,8 @@ __device__ __forceinline__ void correlate(Floats<V> (&sum)[TAPS], Window x, cons
 // Adds the sums of all threads of a block of 128 that have the same channels; the totals of channel `group` + k and of
 // tap t go to out[t channels + k]. Called by all threads.
 template <uint32_t TAPS, uint32_t V>
-__device__ __forceinline__ void write_block_sums(Floats<V> (&sum)[TAPS], float* out, uint32_t group, uint32_t channels) {
+__device__ __forceinline__ void write_block_sums(const Floats<V> (&sum)[TAPS], float* out, uint32_t group,
+                                                 uint32_t channels) {
     constexpr uint32_t LANES = GROUP / V, WARPS = 128 / WARP;
     SHARED(float, warps, [WARPS][TAPS][GROUP]);
     const uint32_t warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;

@@ -1,7 +1,7 @@
 // y[i] = f(a[i], b[i], ...) over n values, whatever their shape.
 //
-// A block takes 8 * blockDim.x values: ceil(n / 8) threads in all. A thread reads two groups of four neighbours before it
-// writes any, so that enough bytes are on their way. Only the last block can be short; it goes value by value.
+// A block takes 8 * blockDim.x values: ceil(n / 8) threads in all. A thread reads two groups of four neighbours before
+// it writes any, so that enough bytes are on their way. Only the last block can be short; it goes value by value.
 #pragma once
 
 #include "vector.cuh"

@@ -5,13 +5,17 @@
 //! * **truth**: the fast path against the f64 definition, forward and backward, outputs poisoned with NaN. It may be
 //!   wrong by [`SLACK`] times what the definition in f32 is wrong, plus a few roundings of the largest value;
 //! * **repeat**: one thread and several give the same bits;
-//! * **fixture**: the definition in f64 and the fast path against what PyTorch computed.
+//! * **fixture**: the definition in f64 and the fast path against what PyTorch computed;
+//! * **on a device** ([`device`]): truth, fixture and repeat for the kernels of a GPU, real or emulated.
 
-use std::fmt::Write as _;
+mod device;
+
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use safetensors::SafeTensors;
 
+use crate::device::cuda::Gpu;
 use crate::op::{Arg, Case, Op};
 use crate::rng::Rng;
 use crate::shape::Shape;
@@ -33,6 +37,12 @@ pub struct Entry {
     pub repeat: fn(),
     /// Number of cases in the fixture file, all passed.
     pub fixture: fn(&Path) -> usize,
+    /// [`Self::truth`] on a device, for the precision it was opened with.
+    pub device_truth: fn(&Gpu) -> f64,
+    /// [`Self::repeat`] on a device.
+    pub device_repeat: fn(&Gpu),
+    /// [`Self::fixture`] on a device.
+    pub device_fixture: fn(&Gpu, &Path) -> usize,
     /// For the benchmark: a name, floating-point operations, bytes, and closures that run forward and backward once.
     pub bench: fn() -> Vec<Bench>,
 }
@@ -61,6 +71,9 @@ impl Entry {
             truth: truth::<O>,
             repeat: repeat::<O>,
             fixture: fixture::<O>,
+            device_truth: device::truth::<O>,
+            device_repeat: device::repeat::<O>,
+            device_fixture: device::fixture::<O>,
             bench: bench::<O>,
         }
     }
@@ -259,40 +272,68 @@ impl Fixture {
     }
 }
 
-fn fixture<O: Op>(folder: &Path) -> usize {
+/// One case of a fixture file: what goes in, and what PyTorch says comes out.
+struct Expected<O> {
+    case: String,
+    op: O,
+    shapes: Vec<Shape>,
+    x: Vec<Vec<f32>>,
+    dy: Vec<f32>,
+    /// `y0`, `dx1`, …
+    values: BTreeMap<String, Vec<f64>>,
+}
+
+/// The cases of an op's fixture file.
+fn expected<O: Op>(folder: &Path) -> Vec<Expected<O>> {
     let path = folder.join(format!("{}.safetensors", O::NAME));
     let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let (_, header) = SafeTensors::read_metadata(&bytes).expect("a fixture is a safetensors file");
     let cases = header.metadata().as_ref().and_then(|m| m.get("cases")).expect("a fixture lists its cases");
-    let cases: std::collections::BTreeMap<String, serde_json::Value> =
-        serde_json::from_str(cases).expect("cases are JSON");
+    let cases: BTreeMap<String, serde_json::Value> = serde_json::from_str(cases).expect("cases are JSON");
     assert!(!cases.is_empty(), "{} holds no case", path.display());
     let file = Fixture { bytes };
-    for (case, attributes) in &cases {
+    let read = |(case, attributes): (String, serde_json::Value)| {
         let op: O = serde_json::from_value(attributes.clone()).unwrap_or_else(|e| panic!("{case}: {attributes}: {e}"));
         let inputs: Vec<(Shape, Vec<f32>)> = (0..).map_while(|i| file.get(&format!("{case}.x{i}"))).collect();
         let (shapes, x): (Vec<Shape>, Vec<Vec<f32>>) = inputs.into_iter().unzip();
         let dy = file.get(&format!("{case}.dy")).expect("a fixture has an upstream gradient").1;
-        let wide_dy = to_f64(std::slice::from_ref(&dy)).remove(0);
-        let exact = named(&run_definition(&op, &shapes, &to_f64(&x), &wide_dy));
-        let plain = named(&run_definition(&op, &shapes, &x, &dy));
-        let fast = named(&run_fast(&op, &shapes, &x, &dy));
-        let mut compared = String::new();
-        for (((name, exact), (_, plain)), (_, fast)) in exact.iter().zip(&plain).zip(&fast) {
-            let key = format!("{case}.{}", if name == "y0" { "y" } else { name });
-            let Some((_, expected)) = file.get(&key) else { continue };
-            let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
-            // The fixture was computed in f64 and rounded to f32 once.
-            let rounding = f64::from(f32::EPSILON) * largest(&expected) + 1e-12;
-            let err = difference(exact, &expected);
-            assert!(err <= rounding, "{}: {key}: the definition is off by {err:.2e}, allowed {rounding:.2e}", O::NAME);
-            let allowed = SLACK * (difference(plain, exact) + rounding);
-            let err = difference(fast, &expected);
-            assert!(err <= allowed, "{}: {key}: the fast path is off by {err:.2e}, allowed {allowed:.2e}", O::NAME);
-            write!(compared, "{name} ").expect("a string grows");
+        let outputs = op.infer(&shapes).expect("a case must be accepted").len();
+        let names = (0..outputs).map(|i| format!("y{i}")).chain((0..shapes.len()).map(|i| format!("dx{i}")));
+        let found = names.filter_map(|name| {
+            let key = if name == "y0" { "y" } else { &name };
+            let (_, values) = file.get(&format!("{case}.{key}"))?;
+            Some((name, values.into_iter().map(f64::from).collect()))
+        });
+        let values: BTreeMap<_, _> = found.collect();
+        let needed = (0..shapes.len()).filter(|&i| op.differentiable(i)).map(|i| format!("dx{i}"));
+        for name in std::iter::once("y0".to_string()).chain(needed) {
+            assert!(values.contains_key(&name), "{}: {case}: the fixture lacks {name}", O::NAME);
         }
-        for name in exact.iter().map(|(n, _)| n).filter(|n| *n == "y0" || n.starts_with("dx")) {
-            assert!(compared.contains(name.as_str()), "{}: {case}: the fixture lacks {name}", O::NAME);
+        Expected { case, op, shapes, x, dy, values }
+    };
+    cases.into_iter().map(read).collect()
+}
+
+/// The fixture was computed in f64 and rounded to f32 once.
+fn fixture_rounding(expected: &[f64]) -> f64 {
+    f64::from(f32::EPSILON) * largest(expected) + 1e-12
+}
+
+fn fixture<O: Op>(folder: &Path) -> usize {
+    let cases = expected::<O>(folder);
+    for Expected { case, op, shapes, x, dy, values } in &cases {
+        let wide_dy = to_f64(std::slice::from_ref(dy)).remove(0);
+        let exact = named(&run_definition(op, shapes, &to_f64(x), &wide_dy));
+        let plain = named(&run_definition(op, shapes, x, dy));
+        let fast = named(&run_fast(op, shapes, x, dy));
+        for (((name, exact), (_, plain)), (_, fast)) in exact.iter().zip(&plain).zip(&fast) {
+            let Some(expected) = values.get(name) else { continue };
+            let (rounding, key) = (fixture_rounding(expected), format!("{}: {case}.{name}", O::NAME));
+            let err = difference(exact, expected);
+            assert!(err <= rounding, "{key}: the definition is off by {err:.2e}, allowed {rounding:.2e}");
+            let allowed = SLACK * (difference(plain, exact) + rounding);
+            let err = difference(fast, expected);
+            assert!(err <= allowed, "{key}: the fast path is off by {err:.2e}, allowed {allowed:.2e}");
         }
     }
     cases.len()

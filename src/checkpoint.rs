@@ -18,6 +18,7 @@ use crate::model::{Head, HeadConfig};
 use crate::nn::Params;
 use crate::optim::AdamW;
 use crate::score::Protocol;
+use crate::storage::Storage;
 use crate::train::{EpochSummary, Progress, TrainConfig, Trainer};
 
 /// The one metadata entry. Several would be written in no fixed order.
@@ -80,10 +81,10 @@ pub fn save_model(path: &Path, info: &ModelInfo, params: &Params) -> Result<()> 
     save(path, &Header { model: info.clone(), training: None }, params, None)
 }
 
-/// Writes a checkpoint of a run.
+/// Writes a checkpoint of a run, whatever device it is on.
 ///
 /// # Errors
-/// As [`save_model`].
+/// As [`save_model`], and what the device refuses.
 pub fn save_checkpoint(path: &Path, info: &ModelInfo, trainer: &Trainer) -> Result<()> {
     let training = Training { progress: trainer.progress.clone(), steps: trainer.optimiser.steps };
     let model = ModelInfo { train: trainer.config.clone(), ..info.clone() };
@@ -91,11 +92,12 @@ pub fn save_checkpoint(path: &Path, info: &ModelInfo, trainer: &Trainer) -> Resu
 }
 
 fn save(path: &Path, header: &Header, params: &Params, optimiser: Option<&AdamW>) -> Result<()> {
+    let values = params.storage().on_host()?;
     let mut tensors: Vec<(&str, Vec<usize>, &[f32])> =
-        params.entries().map(|(_, e)| (&*e.name, e.shape.to_vec(), &params.values()[e.range.clone()])).collect();
-    if let Some(o) = optimiser {
-        tensors.extend(MOMENTS.into_iter().zip([&o.m, &o.v]).map(|(name, t)| (name, vec![t.len()], &t[..])));
-    }
+        params.entries().map(|(_, e)| (&*e.name, e.shape.to_vec(), &values[e.range.clone()])).collect();
+    let moments =
+        optimiser.map_or(Ok(vec![]), |o| [&o.m, &o.v].into_iter().map(Storage::on_host).collect::<Result<_>>())?;
+    tensors.extend(MOMENTS.into_iter().zip(&moments).map(|(name, t)| (name, vec![t.len()], &t[..])));
     let views = tensors.into_iter().map(|(name, shape, values)| {
         let view = TensorView::new(Dtype::F32, shape, cast_slice(values)).expect("sizes agree with the values");
         (name, view)
@@ -185,7 +187,7 @@ fn load(path: &Path) -> Result<(Header, Head, Params, Option<AdamW>)> {
         let o = optimiser.insert(AdamW::new(&params));
         for (name, to) in MOMENTS.into_iter().zip([&mut o.m, &mut o.v]) {
             let n = to.len();
-            read(name, &[n], to)?;
+            read(name, &[n], to.host_mut())?;
         }
     }
     Ok((header, head, params, optimiser))
@@ -224,13 +226,16 @@ mod tests {
         let (path, (info, mut trainer)) = (dir.path().join("c.safetensors"), tiny());
         trainer.progress = Progress { epoch: 2, step: 1, loss: 0.1 + 0.2, gradient_norm: 1.0 / 3.0, seconds: 0.7 };
         trainer.optimiser.steps = 17;
-        crate::rng::Rng::new(1, 2).fill_normal(&mut trainer.optimiser.m, 1.0);
+        crate::rng::Rng::new(1, 2).fill_normal(trainer.optimiser.m.host_mut(), 1.0);
         save_checkpoint(&path, &info, &trainer).unwrap();
         let (loaded_info, loaded) = load_checkpoint(&path).unwrap();
         assert_eq!(loaded_info, info);
         assert_eq!(loaded.progress, trainer.progress);
         assert_eq!(loaded.params.values(), trainer.params.values());
-        assert_eq!((&*loaded.optimiser.m, &*loaded.optimiser.v), (&*trainer.optimiser.m, &*trainer.optimiser.v));
+        assert_eq!(
+            (loaded.optimiser.m.host(), loaded.optimiser.v.host()),
+            (trainer.optimiser.m.host(), trainer.optimiser.v.host())
+        );
         assert_eq!(loaded.optimiser.steps, 17);
         // Equal contents, equal bytes; and the model in it is readable as a model.
         let first = std::fs::read(&path).unwrap();

@@ -54,6 +54,14 @@ pub enum Error {
         /// What to use instead.
         help: String,
     },
+    /// A device has too little memory left.
+    #[error("{what}\n  help: {help}")]
+    DeviceMemory {
+        /// Which device, and how much was wanted.
+        what: String,
+        /// How to need less.
+        help: String,
+    },
     /// The operating system refused to read or write.
     #[error("cannot {action} {}: {cause}\n  help: {help}", path.display())]
     Io {
@@ -78,7 +86,7 @@ impl Error {
             Error::Config { .. } | Error::Io { .. } => 2,
             Error::Data { .. } => 3,
             Error::Model { .. } => 4,
-            Error::Device { .. } => 5,
+            Error::Device { .. } | Error::DeviceMemory { .. } => 5,
             Error::Interrupted(_) => 130,
             Error::Shape { .. } => 101,
         }

@@ -36,6 +36,7 @@ pub mod rng;
 pub mod run_folder;
 pub mod score;
 pub mod shape;
+pub mod storage;
 pub mod tape;
 pub mod tensor;
 pub mod train;

@@ -1,16 +1,18 @@
 //! The contract of an operation, on one page.
 //!
-//! One op is one file in `ops/`: formula, shape rule, definition over [`Real`], fast CPU path, gradients, test cases and
-//! the inputs it refuses. No method that computes has a default body, so a forgotten half is a compile error.
+//! One op is one file in `ops/`: formula, shape rule, definition over [`Real`], fast CPU path, CUDA launches, gradients,
+//! test cases and the inputs it refuses; its kernels are `kernels/NAME.cu`. No method that computes has a default body, so a forgotten half is a compile error.
 
 use std::fmt::Debug;
 
 use serde::de::DeserializeOwned;
 
 use crate::buffer::Buffer;
+use crate::device::cuda::{ElementKind, Gpu, GpuArg, GpuOut, Values};
 use crate::error::{Error, Result};
 use crate::real::Real;
 use crate::shape::Shape;
+use crate::storage::Storage;
 use crate::tensor::Tensor;
 
 /// One input of an op: a shape and its values, contiguous, channels last.
@@ -53,6 +55,40 @@ pub trait Op: Clone + Debug + DeserializeOwned + Send + Sync + 'static {
     /// The fast CPU path of [`Self::reference_backward`].
     fn cpu_backward(&self, x: &[Arg<f32>], y: &[&[f32]], dy: &[f32], dx: &mut [Option<&mut [f32]>]);
 
+    /// Whether input `i` is f32 on a device in every precision: parameters and running statistics are, activations are
+    /// stored as the run's precision has it. The gradient is stored as its input.
+    fn input_in_f32(&self, i: usize) -> bool {
+        unimplemented!("input_in_f32({i}) of {}", Self::NAME)
+    }
+
+    /// Whether output `i` is f32 on a device in every precision: losses, scores and statistics are.
+    fn output_in_f32(&self, i: usize) -> bool {
+        unimplemented!("output_in_f32({i}) of {}", Self::NAME)
+    }
+
+    /// [`Self::cpu_forward`] on a device.
+    ///
+    /// # Errors
+    /// What the device refuses.
+    fn cuda_forward(&self, gpu: &Gpu, x: &[GpuArg], y: &mut [GpuOut]) -> Result<()> {
+        unimplemented!("cuda_forward of {} {gpu:?} {x:?} {y:?}", Self::NAME)
+    }
+
+    /// [`Self::cpu_backward`] on a device.
+    ///
+    /// # Errors
+    /// What the device refuses.
+    fn cuda_backward(
+        &self,
+        gpu: &Gpu,
+        x: &[GpuArg],
+        y: &[Values],
+        dy: Values,
+        dx: &mut [Option<GpuOut>],
+    ) -> Result<()> {
+        unimplemented!("cuda_backward of {} {gpu:?} {x:?} {y:?} {dy:?} {dx:?}", Self::NAME)
+    }
+
     /// Floating-point operations of one forward pass, for the benchmark; 0 where memory is what counts.
     fn flops(&self, x: &[Shape]) -> u64;
 
@@ -93,26 +129,86 @@ impl<O> Case<O> {
     }
 }
 
-/// Runs an op forward. The one place that chooses a device.
+/// Runs an op forward, where its inputs lie.
 pub(crate) fn forward<O: Op>(op: &O, x: &[&Tensor]) -> Result<Vec<Tensor>> {
     let shapes: Vec<Shape> = x.iter().map(|t| t.shape()).collect();
     let outputs = op.infer(&shapes)?;
-    let args: Vec<Arg<f32>> = x.iter().map(|t| Arg { shape: t.shape(), data: t.data() }).collect();
-    let mut buffers: Vec<Buffer> = outputs.iter().map(|s| Buffer::scratch(s.numel())).collect();
-    op.cpu_forward(&args, &mut buffers.iter_mut().map(|b| &mut b[..]).collect::<Vec<_>>());
-    Ok(outputs.into_iter().zip(buffers).map(|(s, b)| Tensor::new(s, b)).collect())
+    let storages: Vec<Storage> = match device::<O>(x.iter().copied())? {
+        None => {
+            let args: Vec<Arg<f32>> = x.iter().map(|t| Arg { shape: t.shape(), data: t.data() }).collect();
+            let mut y: Vec<Buffer> = outputs.iter().map(|s| Buffer::scratch(s.numel())).collect();
+            op.cpu_forward(&args, &mut y.iter_mut().map(|b| &mut b[..]).collect::<Vec<_>>());
+            y.into_iter().map(Storage::Host).collect()
+        }
+        Some(gpu) => {
+            if let Some(i) = (0..x.len()).find(|&i| x[i].is_f32() != op.input_in_f32(i)) {
+                return refuse::<O, _>(format!("input {i} is stored in the wrong precision"));
+            }
+            let args: Vec<GpuArg> = x.iter().map(|t| GpuArg { shape: t.shape(), data: t.values() }).collect();
+            let scratch = |(i, s): (usize, &Shape)| Storage::scratch(gpu, op.output_in_f32(i), s.numel());
+            let mut y = outputs.iter().enumerate().map(scratch).collect::<Result<Vec<_>>>()?;
+            op.cuda_forward(gpu, &args, &mut y.iter_mut().map(Storage::values_mut).collect::<Vec<_>>())?;
+            y
+        }
+    };
+    Ok(outputs.into_iter().zip(storages).map(|(shape, s)| Tensor::stored(shape, s)).collect())
 }
+
+/// The device that all of these lie on; `None` for host memory.
+fn device<'t, O: Op>(mut x: impl Iterator<Item = &'t Tensor>) -> Result<Option<&'t Gpu>> {
+    let first = x.next().and_then(Tensor::gpu);
+    let same = |t: &Tensor| match (first, t.gpu()) {
+        (None, None) => true,
+        (Some(a), Some(b)) => a.is(b),
+        _ => false,
+    };
+    if x.all(same) { Ok(first) } else { refuse::<O, _>("its inputs must lie on one device") }
+}
+
+/// One input of a recorded op: its shape, and its values where they were kept.
+pub(crate) type Kept<'a> = (Shape, Option<&'a Tensor>);
 
 /// An [`Op`] as the tape keeps it, its type forgotten: the fast backward pass, and the definition for a replay.
 pub(crate) trait RecordedOp: Send + Sync {
-    fn backward(&self, x: &[Arg<f32>], y: &[&[f32]], dy: &[f32], dx: &mut [Option<&mut [f32]>]);
+    /// Gradients of the inputs that are `wanted`, where dy lies.
+    fn backward(
+        &self,
+        x: &[Kept],
+        y: &[Option<&Tensor>],
+        dy: &Storage,
+        wanted: &[bool],
+    ) -> Result<Vec<Option<Storage>>>;
     fn define_forward(&self, x: &[Arg<f64>], y: &mut [&mut [f64]]);
     fn define_backward(&self, x: &[Arg<f64>], y: &[&[f64]], dy: &[f64], dx: &mut [Option<&mut [f64]>]);
 }
 
 impl<O: Op> RecordedOp for O {
-    fn backward(&self, x: &[Arg<f32>], y: &[&[f32]], dy: &[f32], dx: &mut [Option<&mut [f32]>]) {
-        self.cpu_backward(x, y, dy, dx);
+    fn backward(
+        &self,
+        x: &[Kept],
+        y: &[Option<&Tensor>],
+        dy: &Storage,
+        wanted: &[bool],
+    ) -> Result<Vec<Option<Storage>>> {
+        let shapes = x.iter().zip(wanted).enumerate();
+        let Some(gpu) = dy.gpu() else {
+            let args: Vec<Arg<f32>> =
+                x.iter().map(|&(shape, t)| Arg { shape, data: t.map_or(&[], Tensor::data) }).collect();
+            let y: Vec<&[f32]> = y.iter().map(|t| t.map_or(&[][..], Tensor::data)).collect();
+            let mut dx: Vec<Option<Buffer>> =
+                shapes.map(|(_, ((s, _), wanted))| wanted.then(|| Buffer::scratch(s.numel()))).collect();
+            self.cpu_backward(&args, &y, dy.host(), &mut dx.iter_mut().map(|d| d.as_deref_mut()).collect::<Vec<_>>());
+            return Ok(dx.into_iter().map(|d| d.map(Storage::Host)).collect());
+        };
+        let args: Vec<GpuArg> = x.iter().map(|&(shape, t)| GpuArg { shape, data: values(t) }).collect();
+        let y: Vec<Values> = y.iter().map(|t| values(*t)).collect();
+        let scratch = |(i, ((s, _), wanted)): (usize, (&Kept, &bool))| {
+            wanted.then(|| Storage::scratch(gpu, self.input_in_f32(i), s.numel())).transpose()
+        };
+        let mut dx = shapes.map(scratch).collect::<Result<Vec<_>>>()?;
+        let mut out: Vec<Option<GpuOut>> = dx.iter_mut().map(|d| d.as_mut().map(Storage::values_mut)).collect();
+        self.cuda_backward(gpu, &args, &y, dy.values(0, dy.len()), &mut out)?;
+        Ok(dx)
     }
     fn define_forward(&self, x: &[Arg<f64>], y: &mut [&mut [f64]]) {
         self.reference_forward(x, y);
@@ -120,6 +216,11 @@ impl<O: Op> RecordedOp for O {
     fn define_backward(&self, x: &[Arg<f64>], y: &[&[f64]], dy: &[f64], dx: &mut [Option<&mut [f64]>]) {
         self.reference_backward(x, y, dy, dx);
     }
+}
+
+/// The values of a tensor on a device, none where they were not kept.
+fn values(t: Option<&Tensor>) -> Values<'_> {
+    t.map_or(Values::none(ElementKind::F32), Tensor::values)
 }
 
 /// A shape error of op `O`.

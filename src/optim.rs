@@ -7,15 +7,23 @@
 //! ```
 //! PyTorch: `clip_grad_norm_`, then `AdamW`. The decay reaches grids, biases and BatchNorm scales too.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::buffer::Buffer;
+use crate::device::Device;
 use crate::device::cpu::{CHUNK, simd, simd_fn};
-use crate::nn::Params;
+use crate::device::cuda::{Gpu, Grid, launch};
+use crate::error::Result;
+use crate::nn::{Params, shared};
+use crate::storage::Storage;
 
 const BETA1: f64 = 0.9;
 const BETA2: f64 = 0.999;
 const EPS: f64 = 1e-8;
+/// Values whose squares one block of `kernels/adamw.cu` adds.
+const CHUNK_ON_GPU: usize = 16_384;
 /// Keeps the clip factor finite.
 const CLIP_GUARD: f64 = 1e-6;
 
@@ -32,63 +40,116 @@ pub struct StepSize {
     pub clip: f64,
 }
 
-/// The optimiser's memory.
-#[derive(Clone, Debug)]
+/// The optimiser's memory. It lies where the parameters do.
+#[derive(Debug)]
 pub struct AdamW {
     /// First moments, laid out as the trained part of the arena.
-    pub m: Buffer,
+    pub m: Storage,
     /// Second moments.
-    pub v: Buffer,
+    pub v: Storage,
     /// Steps taken.
     pub steps: u64,
 }
 
 impl AdamW {
-    /// A fresh optimiser for `params`.
+    /// A fresh optimiser for `params`, in host memory.
     pub fn new(params: &Params) -> Self {
-        let n = params.trained_range().len();
-        AdamW { m: Buffer::filled(n, 0.0), v: Buffer::filled(n, 0.0), steps: 0 }
+        let zeros = || Storage::Host(Buffer::filled(params.trained_range().len(), 0.0));
+        AdamW { m: zeros(), v: zeros(), steps: 0 }
     }
 
-    /// One step along `grads`, laid out as the trained part of the arena. Returns the gradient norm before clipping.
-    pub fn step(&mut self, params: &mut Params, grads: &[f32], size: StepSize) -> f64 {
+    /// A copy on another device.
+    ///
+    /// # Errors
+    /// What a device refuses.
+    pub fn to(&self, device: &Device) -> Result<Self> {
+        Ok(AdamW { m: device.copy_of(&self.m)?, v: device.copy_of(&self.v)?, steps: self.steps })
+    }
+
+    /// One step along `grads`, laid out as the trained part of the arena, where the parameters lie. Returns the gradient
+    /// norm before clipping.
+    ///
+    /// # Errors
+    /// What a device refuses.
+    pub fn step(&mut self, params: &mut Params, grads: &Storage, size: StepSize) -> Result<f64> {
+        self.steps += 1;
+        match grads.gpu() {
+            None => Ok(self.step_on_cpu(params, grads.host(), size)),
+            Some(gpu) => self.step_on_gpu(gpu, params, grads, size),
+        }
+    }
+
+    /// The constants of both groups in this step, with their parts of the arena.
+    fn groups(&self, params: &Params, size: StepSize) -> [(Range<usize>, Constants); 2] {
+        let (t, grids, trained) = (self.steps as f64, params.grid_range(), params.trained_range());
+        let constants = |rate: f64| Constants {
+            keep: (1.0 - rate * size.decay) as f32,
+            rate: (rate / (1.0 - BETA1.powf(t))) as f32,
+            correction: (1.0 - BETA2.powf(t)).sqrt().recip() as f32,
+        };
+        [(grids.clone(), constants(size.grids)), (grids.end..trained.end, constants(size.network))]
+    }
+
+    fn step_on_cpu(&mut self, params: &mut Params, grads: &[f32], size: StepSize) -> f64 {
         let squares = |g: &[f32]| g.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>();
         // Chunks of fixed size, added in order: the same bits for any number of threads.
         let partial: Vec<f64> = grads.par_chunks(CHUNK).map(squares).collect();
         let norm = partial.iter().sum::<f64>().sqrt();
         let clip = (size.clip / (norm + CLIP_GUARD)).min(1.0) as f32;
-        self.steps += 1;
-        let t = self.steps as f64;
-        let (grids, trained) = (params.grid_range(), params.trained_range());
-        let values = &mut params.values_mut()[trained.clone()];
-        for (range, rate) in [(grids.clone(), size.grids), (grids.end..trained.end, size.network)] {
-            let k = Constants {
-                clip,
-                keep: (1.0 - rate * size.decay) as f32,
-                rate: (rate / (1.0 - BETA1.powf(t))) as f32,
-                correction: (1.0 - BETA2.powf(t)).sqrt().recip() as f32,
-            };
-            let state = self.m[range.clone()].par_chunks_mut(CHUNK).zip(self.v[range.clone()].par_chunks_mut(CHUNK));
+        let (groups, trained) = (self.groups(params, size), params.trained_range());
+        let values = &mut params.values_mut()[trained];
+        let (m, v) = (self.m.host_mut(), self.v.host_mut());
+        for (range, k) in groups {
+            let state = m[range.clone()].par_chunks_mut(CHUNK).zip(v[range.clone()].par_chunks_mut(CHUNK));
             let chunks = values[range.clone()].par_chunks_mut(CHUNK).zip(grads[range].par_chunks(CHUNK)).zip(state);
-            chunks.for_each(|((theta, g), (m, v))| update(simd(), k, g, theta, m, v));
+            chunks.for_each(|((theta, g), (m, v))| update(simd(), k, clip, g, theta, m, v));
         }
         norm
+    }
+
+    fn step_on_gpu(&mut self, gpu: &Gpu, params: &mut Params, grads: &Storage, size: StepSize) -> Result<f64> {
+        let [(grids, of_grids), (trained, of_network)] = self.groups(params, size);
+        let (grids, n) = (grids.end, trained.end);
+        let g = grads.values(0, n).floats();
+        let chunks = n.div_ceil(CHUNK_ON_GPU);
+        let (mut partial, mut norm) = (gpu.scratch::<f64>(chunks)?, gpu.scratch::<f64>(1)?);
+        launch::adamw_squares(gpu, Grid::blocks(chunks), g, &mut partial.slice_mut(), n)?;
+        launch::adamw_norm(gpu, Grid::blocks(1), partial.slice(), &mut norm.slice_mut(), chunks)?;
+        let mut arena = params.storage_mut().ok_or_else(shared)?.values_mut();
+        let (mut m, mut v) = (self.m.values_mut(), self.v.values_mut());
+        launch::adamw_update(
+            gpu,
+            Grid::threads(n.div_ceil(4)),
+            &mut arena.floats().range_mut(0..n),
+            g,
+            &mut m.floats(),
+            &mut v.floats(),
+            norm.slice(),
+            size.clip,
+            of_grids.keep,
+            of_grids.rate,
+            of_network.keep,
+            of_network.rate,
+            of_network.correction,
+            grids,
+            n,
+        )?;
+        Ok(gpu.read(norm.slice())?[0])
     }
 }
 
 /// What is the same for every value of a group.
 #[derive(Clone, Copy)]
 struct Constants {
-    clip: f32,
     keep: f32,
     rate: f32,
     correction: f32,
 }
 
 simd_fn! {
-    fn update<FMA>(k: Constants, g: &[f32], theta: &mut [f32], m: &mut [f32], v: &mut [f32]) {
+    fn update<FMA>(k: Constants, clip: f32, g: &[f32], theta: &mut [f32], m: &mut [f32], v: &mut [f32]) {
         for (((theta, &g), m), v) in theta.iter_mut().zip(g).zip(m).zip(v) {
-            let g = g * k.clip;
+            let g = g * clip;
             *m += (g - *m) * (1.0 - BETA1) as f32;
             *v = *v * BETA2 as f32 + g * g * (1.0 - BETA2) as f32;
             *theta = *theta * k.keep - k.rate * *m / (v.sqrt() * k.correction + EPS as f32);
@@ -112,17 +173,21 @@ mod tests {
         let mut params = b.build(Some(1));
         let mut optimiser = AdamW::new(&params);
         let size = StepSize { grids: 0.1, network: 0.001, decay: 0.01, clip: 0.1 };
-        let mut theta: Vec<f64> = params.values()[..120].iter().map(|&v| v.into()).collect();
-        let (mut m, mut v) = (vec![0.0; 120], vec![0.0; 120]);
+        // The grid takes 64 places of the arena: parameters start at cache lines.
+        let (n, grid) = (params.trained_range().len(), params.grid_range().len());
+        assert_eq!((n, grid), (64 + 80, 64));
+        let mut theta: Vec<f64> = params.values()[..n].iter().map(|&v| v.into()).collect();
+        let (mut m, mut v) = (vec![0.0; n], vec![0.0; n]);
         for t in 1..=3 {
-            let mut grads = vec![0.0f32; 120];
+            let mut grads = Buffer::filled(n, 0.0);
             Rng::new(t, 0).fill_normal(&mut grads, 0.3);
-            let norm = grads.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
-            let found = optimiser.step(&mut params, &grads, size);
+            let grads = Storage::Host(grads);
+            let norm = grads.host().iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+            let found = optimiser.step(&mut params, &grads, size).unwrap();
             assert!((found - norm).abs() <= 1e-12 * norm, "{found} {norm}");
-            for i in 0..120 {
-                let rate = if i < 50 { 0.1 } else { 0.001 };
-                let g = f64::from(grads[i]) * (0.1 / (norm + 1e-6)).min(1.0);
+            for i in 0..n {
+                let rate = if i < grid { 0.1 } else { 0.001 };
+                let g = f64::from(grads.host()[i]) * (0.1 / (norm + 1e-6)).min(1.0);
                 m[i] = 0.9 * m[i] + 0.1 * g;
                 v[i] = 0.999 * v[i] + 0.001 * g * g;
                 let (mc, vc) = (m[i] / (1.0 - 0.9f64.powi(t as i32)), v[i] / (1.0 - 0.999f64.powi(t as i32)));
@@ -131,6 +196,6 @@ mod tests {
                 assert!(err <= 2e-6 * (1.0 + theta[i].abs()), "step {t}, value {i}: off by {err:.1e}");
             }
         }
-        assert_eq!(params.values()[120..], [5.0; 3], "statistics are not the optimiser's");
+        assert_eq!(params.values()[n..n + 3], [5.0; 3], "statistics are not the optimiser's");
     }
 }

@@ -6,10 +6,10 @@
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::buffer::Buffer;
 use crate::error::{Error, Result};
-use crate::op::{Arg, Op, RecordedOp, forward};
+use crate::op::{Kept, Op, RecordedOp, forward};
 use crate::shape::Shape;
+use crate::storage::Storage;
 use crate::tensor::Tensor;
 
 /// Where on which tape a tensor was recorded.
@@ -129,7 +129,7 @@ impl Tape {
     /// Gradients of `loss` with respect to every leaf. Consumes the recording, freeing activations on the way.
     ///
     /// # Errors
-    /// When `loss` is not a single value recorded on this tape.
+    /// When `loss` is not a single value recorded on this tape, or a device fails.
     pub fn backward(self, loss: &Tensor) -> Result<Gradients> {
         let start = match loss.node {
             Some(n) if n.tape == self.id && loss.shape().numel() == 1 => n.index,
@@ -141,22 +141,20 @@ impl Tape {
             }
         };
         let mut nodes = self.nodes.into_inner();
-        let mut grads: Vec<Option<Buffer>> = nodes.iter().map(|_| None).collect();
-        grads[start] = Some(Buffer::filled(1, 1.0));
+        let mut grads: Vec<Option<Storage>> = nodes.iter().map(|_| None).collect();
+        grads[start] = Some(loss.filled(1.0)?);
         nodes.truncate(start + 1);
         while let Some(node) = nodes.pop() {
             let (Some(op), Some(dy)) = (&node.op, &grads[nodes.len()]) else { continue };
-            let mut dx: Vec<Option<Buffer>> =
-                node.inputs.iter().map(|(shape, id, _)| id.map(|_| Buffer::scratch(shape.numel()))).collect();
-            let x: Vec<Arg<f32>> =
-                node.inputs.iter().map(|(shape, _, t)| Arg { shape: *shape, data: data(t) }).collect();
-            let y: Vec<&[f32]> = node.outputs.iter().map(data).collect();
-            op.backward(&x, &y, dy, &mut dx.iter_mut().map(|d| d.as_deref_mut()).collect::<Vec<_>>());
+            let x: Vec<Kept> = node.inputs.iter().map(|(shape, _, t)| (*shape, t.as_ref())).collect();
+            let y: Vec<Option<&Tensor>> = node.outputs.iter().map(Option::as_ref).collect();
+            let wanted: Vec<bool> = node.inputs.iter().map(|(_, id, _)| id.is_some()).collect();
+            let dx = op.backward(&x, &y, dy, &wanted)?;
             grads[nodes.len()] = None;
             for ((_, id, _), d) in node.inputs.iter().zip(dx) {
                 let (Some(id), Some(d)) = (id, d) else { continue };
                 match &mut grads[*id] {
-                    Some(sum) => crate::device::cpu::add_assign(sum, &d),
+                    Some(sum) => sum.add_assign(&d)?,
                     first => *first = Some(d),
                 }
             }
@@ -165,19 +163,15 @@ impl Tape {
     }
 }
 
-fn data(t: &Option<Tensor>) -> &[f32] {
-    t.as_ref().map_or(&[], |t| t.data())
-}
-
 /// What [`Tape::backward`] found.
 pub struct Gradients {
     tape: u32,
-    grads: Vec<Option<Buffer>>,
+    grads: Vec<Option<Storage>>,
 }
 
 impl Gradients {
     /// The gradient of a leaf, laid out as the leaf; `None` when the loss does not depend on it.
-    pub fn of(&self, leaf: &Tensor) -> Option<&[f32]> {
-        self.grads.get(leaf.node?.on(self.tape)?)?.as_deref()
+    pub fn of(&self, leaf: &Tensor) -> Option<&Storage> {
+        self.grads.get(leaf.node?.on(self.tape)?)?.as_ref()
     }
 }

@@ -6,9 +6,11 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use common::{Fixture, difference, largest, wide};
+use grad::buffer::Buffer;
 use grad::model::{Head, HeadConfig};
 use grad::nn::{Context, Params, Role};
 use grad::replay::Replay;
+use grad::storage::Storage;
 use grad::tensor::Tensor;
 use serde_json::Value;
 
@@ -129,12 +131,12 @@ fn loss_gradients_and_running_statistics_agree_with_pytorch() {
         let loss = head.loss(&cx, case.get("x"), case.noise()).unwrap();
         let (err, allowed) = (difference(wide(loss.data()), case.get("loss").data()), case.allowed("loss"));
         assert!(err <= allowed, "{}loss is off by {err:.1e}, allowed {allowed:.1e}", case.prefix);
-        let mut grads = vec![f32::NAN; params.trained_range().len()];
+        let mut grads = Storage::Host(Buffer::filled(params.trained_range().len(), f32::NAN));
         cx.finish(&loss, &mut params, &mut grads).unwrap();
         for (_, e) in params.entries() {
             let (key, found) = match e.role {
                 Role::Statistic => (format!("after.{}", e.name), &params.values()[e.range.clone()]),
-                _ => (format!("grad.{}", e.name), &grads[e.range.clone()]),
+                _ => (format!("grad.{}", e.name), &grads.host()[e.range.clone()]),
             };
             let (err, allowed) = (difference(wide(found), case.get(&key).data()), case.allowed(&key));
             assert!(err <= allowed, "{}{key} is off by {err:.1e}, allowed {allowed:.1e}", case.prefix);

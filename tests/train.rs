@@ -101,7 +101,7 @@ fn run(trainer: &mut Trainer, features: &Drawn, steps: usize) {
 
 fn bits(trainer: &Trainer) -> Vec<u32> {
     let o = &trainer.optimiser;
-    [trainer.params.values(), &o.m, &o.v].concat().iter().map(|v| v.to_bits()).collect()
+    [trainer.params.values(), o.m.host(), o.v.host()].concat().iter().map(|v| v.to_bits()).collect()
 }
 
 #[test]

@@ -159,7 +159,7 @@ mod tests {
             let config = HeadConfig::published(kind, [28, 28, 216], 0.05);
             assert_eq!(config.parameters(), trained as u128, "{kind:?}");
             let (_, params) = Head::new(config, Some(1));
-            assert_eq!(params.trained_range().len(), trained, "{kind:?}");
+            assert_eq!(params.trained_values(), trained, "{kind:?}");
             for (name, std) in [("local_grid", 0.012_000_4), ("global_grid", 8.591_50e-4), ("recover.weight", 0.01)] {
                 let t = params.tensor(params.find(name).unwrap());
                 let n = t.data().len() as f64;

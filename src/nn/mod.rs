@@ -9,12 +9,14 @@ mod pointwise;
 pub use basic_block::BasicBlock;
 pub use mobile_bottleneck::MobileBottleneck;
 pub use norm::Norm;
+pub(crate) use norm::shared;
 pub use params::{Builder, Id, Init, Params, Role};
 pub use pointwise::Pointwise;
 
 use std::cell::RefCell;
 
 use crate::error::Result;
+use crate::storage::Storage;
 use crate::tape::Tape;
 use crate::tensor::Tensor;
 
@@ -99,20 +101,19 @@ impl<'a> Context<'a> {
     /// the running statistics of `params` towards the batch.
     ///
     /// # Errors
-    /// When `loss` was not recorded by this context.
-    pub fn finish(self, loss: &Tensor, params: &mut Params, grads: &mut [f32]) -> Result<()> {
+    /// When `loss` was not recorded by this context, or a device fails.
+    pub fn finish(self, loss: &Tensor, params: &mut Params, grads: &mut Storage) -> Result<()> {
         let Context { tape, params: leaves, updates, .. } = self;
         let found = tape.backward(loss)?;
         for (id, entry) in params.entries().filter(|(_, e)| e.role != Role::Statistic) {
-            let to = &mut grads[entry.range.clone()];
             match found.of(&leaves[id.0]) {
-                Some(g) => to.copy_from_slice(g),
-                None => to.fill(0.0),
+                Some(g) => grads.write(entry.range.start, g)?,
+                None => grads.write(entry.range.start, &grads.filled_like(entry.range.len(), 0.0)?)?,
             }
         }
         // The leaves share the arena: while they live, changing it would copy it.
         drop(leaves);
-        updates.into_inner().iter().for_each(|u| u.apply(params));
-        Ok(())
+        drop(found);
+        updates.into_inner().iter().try_for_each(|u| u.apply(params))
     }
 }

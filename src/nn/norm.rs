@@ -2,7 +2,8 @@
 //! taken from the first ghost group.
 
 use super::{Builder, Context, Id, Init, Mode, Params, Role};
-use crate::error::Result;
+use crate::device::cuda::{Grid, launch};
+use crate::error::{Error, Result};
 use crate::ops::{BatchNorm, BatchNormSqueezeExcite, Kind, Statistics, ghost_group};
 use crate::tensor::Tensor;
 
@@ -20,24 +21,41 @@ pub struct Norm {
     var: Id,
 }
 
-/// Statistics of the first ghost group, on their way into the running ones.
+/// Statistics `[G, C]` of the batch, on their way into the running ones.
 pub(super) struct RunningUpdate {
     norm: Norm,
-    mean: Vec<f32>,
-    var: Vec<f32>,
-    /// Values each was taken over.
+    mean: Tensor,
+    var: Tensor,
+    /// Values that those of the first ghost group were taken over.
     count: usize,
 }
 
 impl RunningUpdate {
-    pub(super) fn apply(&self, params: &mut Params) {
+    pub(super) fn apply(&self, params: &mut Params) -> Result<()> {
         let unbiased = self.count as f64 / (self.count.max(2) - 1) as f64;
         for (id, batch, scale) in [(self.norm.mean, &self.mean, 1.0), (self.norm.var, &self.var, unbiased)] {
-            for (running, &b) in params.get_mut(id).iter_mut().zip(batch) {
-                *running = ((1.0 - MOMENTUM) * f64::from(*running) + MOMENTUM * scale * f64::from(b)) as f32;
-            }
+            let (keep, share) = (1.0 - MOMENTUM, MOMENTUM * scale);
+            let Some(gpu) = batch.gpu() else {
+                for (running, &b) in params.get_mut(id).iter_mut().zip(batch.data()) {
+                    *running = (keep * f64::from(*running) + share * f64::from(b)) as f32;
+                }
+                continue;
+            };
+            let range = params.entry(id).range.clone();
+            let n = range.len();
+            let arena = params.storage_mut().ok_or_else(shared)?;
+            let mut all = arena.values_mut();
+            let mut all = all.floats();
+            let first = batch.values().floats().range(0..n);
+            launch::running_statistics(gpu, Grid::threads(n), &mut all.range_mut(range), first, keep, share, n)?;
         }
+        Ok(())
     }
+}
+
+/// The arena cannot be changed on a device while tensors share it: a bug of the caller.
+pub(crate) fn shared() -> Error {
+    Error::Shape { op: "parameters", what: "they are shared while they are changed".into() }
 }
 
 impl Norm {
@@ -93,9 +111,9 @@ impl Norm {
     /// The result out of an op's outputs; its statistics wait for the end of the pass.
     fn keep_statistics(self, cx: &Context, x: &Tensor, mut y: Vec<Tensor>) -> Tensor {
         if let Mode::Train { groups } = cx.mode {
-            let (n, c) = (x.shape()[0], x.shape().channels());
+            let n = x.shape()[0];
             let count = ghost_group(n, groups, 0).len() * x.shape().rows() / n;
-            let [mean, var] = [&y[1], &y[2]].map(|t| t.data()[..c].to_vec());
+            let [mean, var] = [&y[1], &y[2]].map(Tensor::clone);
             cx.updates.borrow_mut().push(RunningUpdate { norm: self, mean, var, count });
         }
         y.swap_remove(0)

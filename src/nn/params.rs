@@ -1,16 +1,23 @@
 //! The parameters of a model in one arena.
 //!
 //! Order in the arena: grids, then the rest of the network, then running statistics. What the optimiser updates is one
-//! slice, its two groups are two slices of it, and a layer's weight is a window that no one copies.
+//! slice, its two groups are two slices of it, and a layer's weight is a window that no one copies. Every parameter starts
+//! at a cache line; the few values between two are zero and stay so. The arena lies in host memory or on a device.
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::buffer::Buffer;
+use crate::device::Device;
+use crate::error::Result;
 use crate::rng::Rng;
 use crate::shape::Shape;
+use crate::storage::Storage;
 use crate::tensor::Tensor;
+
+/// Values of a cache line: what vector loads, of the CPU and of a GPU, want a row to start at.
+const ALIGN: usize = 16;
 
 /// What a parameter is for; decides its learning rate. In the order of the arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,7 +65,7 @@ impl Builder {
         let (mut end, mut ends) = (0, [0; 3]);
         for &i in &order {
             ranges[i] = end..end + self.declared[i].1.numel();
-            end = ranges[i].end;
+            end = ranges[i].end.next_multiple_of(ALIGN);
             ends[self.declared[i].2 as usize] = end;
         }
         let mut values = Buffer::filled(end, 0.0);
@@ -77,7 +84,13 @@ impl Builder {
         let place = |((name, shape, role, _), range)| Entry { name, shape, role, range };
         let entries: Vec<Entry> = self.declared.into_iter().zip(ranges).map(place).collect();
         let by_name = entries.iter().enumerate().map(|(i, e)| (e.name.clone(), Id(i))).collect();
-        Params { entries, by_name, grids: ends[0], trained: ends[1].max(ends[0]), values: Arc::new(values) }
+        Params {
+            entries,
+            by_name,
+            grids: ends[0],
+            trained: ends[1].max(ends[0]),
+            values: Arc::new(Storage::Host(values)),
+        }
     }
 }
 
@@ -101,7 +114,7 @@ pub struct Params {
     by_name: HashMap<String, Id>,
     grids: usize,
     trained: usize,
-    values: Arc<Buffer>,
+    values: Arc<Storage>,
 }
 
 impl Params {
@@ -126,14 +139,48 @@ impl Params {
         Tensor::window(e.shape, self.values.clone(), e.range.start)
     }
 
-    /// The whole arena.
+    /// The whole arena, in host memory.
+    ///
+    /// # Panics
+    /// If it lies on a device.
     pub fn values(&self) -> &[f32] {
+        self.values.host()
+    }
+
+    /// The whole arena, in host memory, to be changed. Tensors handed out before keep the old values.
+    ///
+    /// # Panics
+    /// If it lies on a device.
+    pub fn values_mut(&mut self) -> &mut [f32] {
+        if Arc::get_mut(&mut self.values).is_none() {
+            self.values = Arc::new(Storage::Host(self.values.host().into()));
+        }
+        self.storage_mut().expect("nobody shares the copy").host_mut()
+    }
+
+    /// Where the arena lies.
+    pub fn storage(&self) -> &Storage {
         &self.values
     }
 
-    /// The whole arena, to be changed. Tensors handed out before keep the old values.
-    pub fn values_mut(&mut self) -> &mut [f32] {
-        Arc::<Buffer>::make_mut(&mut self.values)
+    /// The arena, to be changed where it lies; `None` while tensors share it.
+    pub fn storage_mut(&mut self) -> Option<&mut Storage> {
+        Arc::get_mut(&mut self.values)
+    }
+
+    /// The same parameters on another device; shared, not copied, where they are there already.
+    ///
+    /// # Errors
+    /// What a device refuses.
+    pub fn to(&self, device: &Device) -> Result<Self> {
+        let values =
+            if device.holds(&self.values) { self.values.clone() } else { Arc::new(device.copy_of(&self.values)?) };
+        Ok(Params { values, ..self.clone() })
+    }
+
+    /// Number of trained values, without the gaps between parameters.
+    pub fn trained_values(&self) -> usize {
+        self.entries.iter().filter(|e| e.role != Role::Statistic).map(|e| e.range.len()).sum()
     }
 
     /// The values of one parameter, to be changed.
@@ -167,7 +214,8 @@ mod tests {
             b.build(Some(9))
         };
         let (p, q) = (build(["a", "b"]), build(["b", "a"]));
-        assert_eq!((p.grid_range(), p.trained_range(), p.values().len()), (0..28, 0..68, 71));
+        assert_eq!((p.grid_range(), p.trained_range(), p.values().len()), (0..32, 0..96, 112));
+        assert_eq!(p.trained_values(), 68);
         for name in ["a", "b", "grid", "mean"] {
             let [x, y] = [&p, &q].map(|p| p.tensor(p.find(name).unwrap()).data().to_vec());
             assert_eq!(x, y, "{name} depends on the order of declaration");

@@ -1,0 +1,46 @@
+// Batches from the features that stay on the device, and conversions between f32 and the storage type of a run.
+//
+//   features [pictures, values], order [pictures], y [images, values]: y[i] = features[order[first + i]]
+//
+// A warp copies 128 values of a picture, a thread four of them.
+#include "common.cuh"
+#include "quad.cuh"
+
+// A thread for every four values of an image, each image rounded up to whole warps of 128.
+extern "C" __global__ __launch_bounds__(256) void gather_pictures(const real* __restrict__ features,
+                                                                  const uint32_t* __restrict__ order,
+                                                                  real* __restrict__ y, uint32_t first, uint32_t images,
+                                                                  uint32_t values) {
+    const uint32_t spans = (values + SPAN - 1) / SPAN;
+    const uint32_t image = global_warp() / spans, from = global_warp() % spans * SPAN;
+    if (image >= images) return;
+    const real* picture = features + static_cast<size_t>(order[first + image]) * values;
+    real* to = y + static_cast<size_t>(image) * values;
+    if (values % 4 == 0) {
+        store_quad<true>(to, from, values, load_quad<true>(picture, from, values));
+    } else {
+        store_quad<false>(to, from, values, load_quad<false>(picture, from, values));
+    }
+}
+
+// A thread for every four values, rounded up to whole warps of 128.
+extern "C" __global__ __launch_bounds__(256) void narrow_values(const float* __restrict__ x, real* __restrict__ y,
+                                                                uint32_t n) {
+    const uint32_t from = global_warp() * SPAN;
+    if (n % 4 == 0) {
+        store_quad<true>(y, from, n, load_quad<true>(x, from, n));
+    } else {
+        store_quad<false>(y, from, n, load_quad<false>(x, from, n));
+    }
+}
+
+// A thread for every four values, rounded up to whole warps of 128.
+extern "C" __global__ __launch_bounds__(256) void widen_values(const real* __restrict__ x, float* __restrict__ y,
+                                                               uint32_t n) {
+    const uint32_t from = global_warp() * SPAN;
+    if (n % 4 == 0) {
+        store_quad<true>(y, from, n, load_quad<true>(x, from, n));
+    } else {
+        store_quad<false>(y, from, n, load_quad<false>(x, from, n));
+    }
+}

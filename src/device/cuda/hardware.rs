@@ -1,0 +1,293 @@
+//! A real device, through the CUDA driver library, which is looked for when the program runs.
+//!
+//! The primary context, one stream of our own, kernels loaded when they are first launched.
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_int, c_uint, c_void};
+use std::sync::Mutex;
+
+use cudarc::driver::result::{self, DriverError, device, stream};
+use cudarc::driver::sys;
+
+use super::driver::{Driver, Facts};
+use super::launch::{Blocks, Kernel, MODULES};
+use super::{Precision, lock};
+use crate::error::{Error, Result};
+
+/// More dynamic shared memory than this must be asked for.
+const SHARED_BY_DEFAULT: usize = 48 << 10;
+
+const USE_CPU: &str = "use --device cpu, or auto";
+
+#[derive(Default)]
+struct Loaded {
+    /// By module and flavour.
+    modules: HashMap<(usize, usize), usize>,
+    /// By kernel and flavour.
+    functions: HashMap<(usize, usize), usize>,
+}
+
+pub(super) struct Hardware {
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    /// Handles as numbers: they belong to the context, not to a thread.
+    loaded: Mutex<Loaded>,
+}
+
+// SAFETY: contexts, streams, modules and functions of the driver may be used from any thread; every call here makes the
+// context current on its thread first.
+unsafe impl Send for Hardware {}
+// SAFETY: as above; the driver serialises what needs it, and the tables are behind a lock.
+unsafe impl Sync for Hardware {}
+
+/// What the driver's refusal means for a user.
+fn explain(doing: &str, error: DriverError) -> Error {
+    use sys::CUresult as R;
+    let text = error.error_string().ok().map_or_else(|| format!("{:?}", error.0), |s| s.to_string_lossy().into_owned());
+    let help = match error.0 {
+        R::CUDA_ERROR_NO_DEVICE | R::CUDA_ERROR_INVALID_DEVICE => {
+            "see whether `nvidia-smi` lists a GPU, and whether CUDA_VISIBLE_DEVICES hides it; or use --device cpu"
+        }
+        R::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH | R::CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE => {
+            "the driver's parts do not fit together: restart the machine or install the NVIDIA driver again; or use \
+             --device cpu"
+        }
+        R::CUDA_ERROR_NO_BINARY_FOR_GPU
+        | R::CUDA_ERROR_INVALID_PTX
+        | R::CUDA_ERROR_UNSUPPORTED_PTX_VERSION
+        | R::CUDA_ERROR_INVALID_IMAGE
+        | R::CUDA_ERROR_JIT_COMPILER_NOT_FOUND => {
+            "this program holds no kernel for this GPU: compute capability 8.0 or later is needed, and a newer driver may \
+             help; or build with GRAD_CUDA_ARCH set for it, or use --device cpu"
+        }
+        R::CUDA_ERROR_OUT_OF_MEMORY => "use a smaller --batch, stop other programs on the device, or use --device cpu",
+        R::CUDA_ERROR_ILLEGAL_ADDRESS
+        | R::CUDA_ERROR_LAUNCH_FAILED
+        | R::CUDA_ERROR_LAUNCH_TIMEOUT
+        | R::CUDA_ERROR_ECC_UNCORRECTABLE
+        | R::CUDA_ERROR_DEVICE_UNAVAILABLE
+        | R::CUDA_ERROR_HARDWARE_STACK_ERROR => {
+            "the device was lost; nothing written before was harmed. Run again, with --resume for a training; if it \
+             happens again, look at `dmesg` and report it, or use --device cpu"
+        }
+        _ => "see whether `nvidia-smi` works and the driver is recent; or use --device cpu",
+    };
+    Error::Device { what: format!("CUDA: {doing}: {text}"), help: help.into() }
+}
+
+/// [`Result`] of a driver call, with what was being done.
+trait Explained<T> {
+    fn when(self, doing: &str) -> Result<T>;
+}
+
+impl<T> Explained<T> for std::result::Result<T, DriverError> {
+    fn when(self, doing: &str) -> Result<T> {
+        self.map_err(|e| explain(doing, e))
+    }
+}
+
+impl Hardware {
+    /// # Errors
+    /// [`Error::Device`] when the library, the device or its kernels are missing.
+    pub fn open(ordinal: usize) -> Result<Self> {
+        let missing = |what: &str, help: &str| Err(Error::Device { what: what.into(), help: help.into() });
+        if MODULES.iter().all(|m| m.images.iter().all(Option::is_none)) {
+            return missing(
+                "this build holds no CUDA kernels: no nvcc was found when it was compiled",
+                "build it again with NVCC, CUDA_HOME or GRAD_CUDA_PYTHON set, or use --device cpu",
+            );
+        }
+        // SAFETY: loads the library and nothing else.
+        if !unsafe { sys::is_culib_present() } {
+            return missing(
+                "the CUDA driver library (libcuda) is not on this machine",
+                "install the NVIDIA driver, or use --device cpu",
+            );
+        }
+        result::init().when("starting the driver")?;
+        let count = device::get_count().when("counting devices")?;
+        let wanted = c_int::try_from(ordinal).ok().filter(|&n| n < count);
+        let Some(wanted) = wanted else {
+            let help = if count == 0 {
+                USE_CPU.to_string()
+            } else {
+                format!("devices are counted from 0: use cuda:0 to cuda:{}", count - 1)
+            };
+            return Err(Error::Device { what: format!("there is no CUDA device {ordinal} ({count} found)"), help });
+        };
+        let device = device::get(wanted).when("opening the device")?;
+        // SAFETY: `device` is a device of this driver; the context is released when this value is dropped.
+        let context = unsafe { result::primary_ctx::retain(device) }.when("opening the device")?;
+        let mut opened = Hardware { device, context, stream: stream::null(), loaded: Mutex::new(Loaded::default()) };
+        opened.bind()?;
+        opened.stream = stream::create(stream::StreamKind::NonBlocking).when("making a stream")?;
+        // A device without a kernel should say so now, and not after the features are there.
+        opened.module(0, Precision::F32 as usize)?;
+        Ok(opened)
+    }
+
+    fn bind(&self) -> Result<()> {
+        // SAFETY: the context lives as long as `self`.
+        unsafe { result::ctx::set_current(self.context) }.when("using the device")
+    }
+
+    fn attribute(&self, which: sys::CUdevice_attribute) -> Result<usize> {
+        // SAFETY: the device is one of this driver's.
+        let value = unsafe { device::get_attribute(self.device, which) }.when("asking for a property")?;
+        Ok(usize::try_from(value).unwrap_or(0))
+    }
+
+    fn module(&self, module: usize, flavour: usize) -> Result<sys::CUmodule> {
+        let mut loaded = lock(&self.loaded);
+        if let Some(&handle) = loaded.modules.get(&(module, flavour)) {
+            return Ok(handle as sys::CUmodule);
+        }
+        let m = &MODULES[module];
+        let Some(image) = &m.images[flavour] else {
+            let what = format!("this build holds no CUDA image of kernels/{}.cu", m.name);
+            return Err(Error::Device { what, help: USE_CPU.into() });
+        };
+        // SAFETY: the image is a whole fatbin, made by nvcc, and lives as long as the program.
+        let handle = unsafe { result::module::load_data(image.0.0.as_ptr().cast()) };
+        let handle = handle.when(&format!("loading the kernels of {}", m.name))?;
+        loaded.modules.insert((module, flavour), handle as usize);
+        Ok(handle)
+    }
+
+    fn function(&self, kernel: &'static Kernel, flavour: usize) -> Result<sys::CUfunction> {
+        let key = (std::ptr::from_ref(kernel) as usize, flavour);
+        if let Some(&handle) = lock(&self.loaded).functions.get(&key) {
+            return Ok(handle as sys::CUfunction);
+        }
+        let module = self.module(kernel.module, flavour)?;
+        let name = CString::new(kernel.name).expect("a C name holds no zero byte");
+        // SAFETY: the module is loaded and stays so.
+        let handle = unsafe { result::module::get_function(module, name) };
+        let handle = handle.when(&format!("looking for the kernel {}", kernel.name))?;
+        lock(&self.loaded).functions.insert(key, handle as usize);
+        Ok(handle)
+    }
+}
+
+impl Driver for Hardware {
+    fn facts(&self) -> Result<Facts> {
+        use sys::CUdevice_attribute as A;
+        self.bind()?;
+        let mut version: c_int = 0;
+        // SAFETY: `version` outlives the call.
+        unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().when("asking for the driver's version")?;
+        let version = usize::try_from(version).unwrap_or(0);
+        Ok(Facts {
+            name: device::get_name(self.device).when("asking for a name")?,
+            architecture: [
+                self.attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+                self.attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+            ],
+            multiprocessors: self.attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            // SAFETY: the device is one of this driver's.
+            memory: unsafe { device::total_mem(self.device) }.when("asking for its memory")?,
+            driver: [version / 1000, version % 1000 / 10],
+        })
+    }
+
+    fn free_memory(&self) -> Result<usize> {
+        self.bind()?;
+        Ok(result::mem_get_info().when("asking for its free memory")?.0)
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Option<u64>> {
+        self.bind()?;
+        // SAFETY: the address is only used with this context, and freed once.
+        match unsafe { result::malloc_sync(bytes) } {
+            Ok(address) => Ok(Some(address)),
+            Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => Ok(None),
+            Err(e) => Err(explain("allocating memory", e)),
+        }
+    }
+
+    fn free(&self, address: u64) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the address came from `allocate` and is given up by its only owner; the driver waits for work that uses it.
+        unsafe { result::free_sync(address) }.when("freeing memory")
+    }
+
+    fn recycles(&self) -> bool {
+        true
+    }
+
+    fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {
+        self.bind()?;
+        // SAFETY: `to` is a window of at least that length; from pageable memory the driver has read all of `bytes` when the
+        // call returns.
+        unsafe { result::memcpy_htod_async(to, bytes, self.stream) }.when("copying to the device")
+    }
+
+    fn download(&self, bytes: &mut [u8], from: u64) -> Result<()> {
+        self.bind()?;
+        // SAFETY: `from` is a window of at least that length, and `bytes` lives until the stream has been waited for.
+        unsafe { result::memcpy_dtoh_async(bytes, from, self.stream) }.when("copying from the device")?;
+        self.synchronize()
+    }
+
+    fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        self.bind()?;
+        // SAFETY: both are windows of at least that length.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }.when("copying on the device")
+    }
+
+    fn zero(&self, to: u64, bytes: usize) -> Result<()> {
+        self.bind()?;
+        // SAFETY: `to` is a window of at least that length.
+        unsafe { result::memset_d8_async(to, 0, bytes, self.stream) }.when("clearing memory")
+    }
+
+    fn launch(&self, kernel: &'static Kernel, precision: Precision, blocks: Blocks, arguments: &[u64]) -> Result<()> {
+        self.bind()?;
+        let function = self.function(kernel, kernel.flavour(precision))?;
+        let doing = || format!("launching {}", kernel.name);
+        if blocks.shared > SHARED_BY_DEFAULT {
+            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let bytes = c_int::try_from(blocks.shared).unwrap_or(c_int::MAX);
+            // SAFETY: the function belongs to a loaded module.
+            unsafe { result::function::set_function_attribute(function, attribute, bytes) }.when(&doing())?;
+        }
+        let mut words = arguments.to_vec();
+        let mut pointers: Vec<*mut c_void> = words.iter_mut().map(|w| std::ptr::from_mut(w).cast()).collect();
+        let [x, y, z] = blocks.blocks.map(|b| c_uint::try_from(b).unwrap_or(c_uint::MAX));
+        let block = kernel.block as c_uint;
+        // SAFETY: the number and types of the arguments were generated from the kernel's own signature, each pointer is to a
+        // word that holds the argument in its low bytes, and the driver copies them before it returns. Arrays are windows of
+        // live device memory, and memory is reused only by work that comes later on the same stream.
+        let launched = unsafe {
+            let shared = blocks.shared as c_uint;
+            result::launch_kernel(function, (x, y, z), (block, 1, 1), shared, self.stream, &mut pointers)
+        };
+        launched.when(&doing())
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the stream lives as long as `self`.
+        unsafe { stream::synchronize(self.stream) }.when("waiting for the device")
+    }
+}
+
+impl Drop for Hardware {
+    fn drop(&mut self) {
+        if self.bind().is_err() {
+            return;
+        }
+        // SAFETY: the stream is ours and nothing is launched any more; the modules and the context go with the primary
+        // context, which was retained once. A failure here leaves nothing to be done.
+        unsafe {
+            if !self.stream.is_null() {
+                let _ = stream::destroy(self.stream);
+            }
+            for &module in lock(&self.loaded).modules.values() {
+                let _ = result::module::unload(module as sys::CUmodule);
+            }
+            let _ = result::primary_ctx::release(self.device);
+        }
+    }
+}

@@ -332,7 +332,7 @@ extern "C" void* __tsan_memset(void* to, int value, size_t bytes) {
 extern "C" void __tsan_init() {}
 extern "C" void __tsan_func_exit(void*) {}
 
-// A function of the kernel begins. Recursion, or too many local arrays, would otherwise end on the page below the stack.
+// A function of the kernel begins. Recursion, or too many local arrays, would else end on the page below the stack.
 extern "C" void __tsan_func_entry(void*) {
   using namespace emulator;
   uintptr_t left = reinterpret_cast<uintptr_t>(__builtin_frame_address(0)) - hot.stack;

@@ -139,7 +139,8 @@ static void release(std::map<size_t, size_t>::iterator allocation) {
   device.freed.push_back({offset, bytes});
   if (device.freed.size() > 4096) device.freed.pop_front();
 
-  // Its first and last page may be shared with neighbours: up to a page more on either side, if that is free.
+  // Its first and last page may be shared with neighbours: up to a page more on either side, if that is free. A table
+  // with `up` bytes for `down` bytes of memory has pages that stand for more memory, or less.
   size_t begin = offset - kGranule, end = begin + footprint(bytes);
   size_t before = 0, after = device.size;
   if (next != device.live.end()) after = next->first - kGranule;
@@ -147,11 +148,16 @@ static void release(std::map<size_t, size_t>::iterator allocation) {
     auto previous = std::prev(next);
     before = previous->first - kGranule + footprint(previous->second);
   }
-  size_t from = begin - before > page ? begin - page : before;
-  size_t to = after - end > page ? end + page : after;
-  release_pages(device.base + from, device.base + to);
-  uintptr_t writers = reinterpret_cast<uintptr_t>(device.writer);
-  release_pages(writers + 2 * from, writers + 2 * to);
+  auto release_table = [&](const void* table, size_t up, size_t down) {
+    size_t margin = page * down / up;
+    size_t from = begin - before > margin ? begin - margin : before;
+    size_t to = after - end > margin ? end + margin : after;
+    uintptr_t start = reinterpret_cast<uintptr_t>(table);
+    release_pages(start + from * up / down, start + to * up / down);
+  };
+  release_table(at(0), 1, 1);
+  release_table(device.writer, sizeof(uint64_t), 4);
+  release_table(device.valid, sizeof(uint16_t), kGranule);
 }
 
 // Forgets all writers, so that epochs can be counted from 1 again.

@@ -59,7 +59,7 @@ static bool waits_alike(const Fiber& a, const Fiber& b) {
 
 static const char* plural(size_t n) { return n == 1 ? "1 thread" : "threads"; }
 
-// Groups the fibers by what they wait in, the largest groups first counted in order of thread numbers.
+// Groups the fibers by what they wait in, in the order of each group's first thread.
 [[noreturn]] static void report_deadlock() {
   const Fiber* shown[8];
   size_t counts[8] = {}, groups = 0, others = 0;

@@ -292,11 +292,11 @@ EMULATED_DEVICE uint32_t to_tf32(float x) {
   return (u + 0x1000u) & ~0x1FFFu;
 }
 
-EMULATED_DEVICE float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 EMULATED_DEVICE float __fdividef(float x, float y) { return x / y; }
 EMULATED_DEVICE float __frcp_rn(float x) { return 1.0f / x; }
-// glibc declares this name for its own use, and defines nothing under it.
-#define __expf expf
+// Macros, for glibc declares both names (rsqrtf since 2.42, __expf to itself), and need not define them.
+#define rsqrtf(x) (1.0f / sqrtf(x))
+#define __expf(x) expf(x)
 
 EMULATED_DEVICE int __popc(unsigned x) { return __builtin_popcount(x); }
 EMULATED_DEVICE int __ffs(int x) { return __builtin_ffs(x); }

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <deque>
 #include <map>
@@ -23,7 +24,7 @@ constexpr size_t kGranule = 256;
 constexpr size_t kCanary = 64;
 constexpr uint8_t kCanaryByte = 0xCA;
 constexpr uint8_t kPoison = 0xFF;  // as float, bfloat16 or double: NaN
-constexpr size_t kPage = 4096;
+static const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
 
 struct Freed { size_t offset, bytes; };
 
@@ -125,8 +126,8 @@ static uint64_t allocate(size_t bytes) {
 
 // Gives back the pages between `from` and `to` that nothing lies on.
 static void release_pages(uintptr_t from, uintptr_t to) {
-  from = (from + kPage - 1) & ~(kPage - 1);
-  to &= ~(kPage - 1);
+  from = (from + page - 1) & ~(page - 1);
+  to &= ~(page - 1);
   if (from < to) madvise(reinterpret_cast<void*>(from), to - from, MADV_DONTNEED);
 }
 
@@ -146,8 +147,8 @@ static void release(std::map<size_t, size_t>::iterator allocation) {
     auto previous = std::prev(next);
     before = previous->first - kGranule + footprint(previous->second);
   }
-  size_t from = begin - before > kPage ? begin - kPage : before;
-  size_t to = after - end > kPage ? end + kPage : after;
+  size_t from = begin - before > page ? begin - page : before;
+  size_t to = after - end > page ? end + page : after;
   release_pages(device.base + from, device.base + to);
   uintptr_t writers = reinterpret_cast<uintptr_t>(device.writer);
   release_pages(writers + 2 * from, writers + 2 * to);

@@ -2,97 +2,19 @@
 //!
 //! All of it on a dozen pictures of 64 x 64 pixels and a model of one block: a run takes a fraction of a second.
 
+#[path = "common/program.rs"]
+mod program;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command as Process, Stdio};
 use std::time::{Duration, Instant};
 
 use assert_cmd::Command;
-use image::{GrayImage, Luma, Rgb, RgbImage};
+use program::{GRAD, Outcome, go, grad, new_folder, run};
 use serde_json::Value;
-use tempfile::TempDir;
 
-const GRAD: &str = env!("CARGO_BIN_EXE_grad");
 const TINY: [&str; 9] = ["train", "--data", "data", "--image-size", "64", "--blocks", "1", "--batch", "4"];
-
-/// A folder to work in, with `data/` in the layout of MVTec AD: two classes, four pictures to train on, four to test.
-fn new_folder() -> TempDir {
-    let home = tempfile::tempdir().unwrap();
-    for (class, phase) in [("bolt", 0), ("cloth", 40)] {
-        let class = home.path().join("data").join(class);
-        for i in 0..4 {
-            picture(&class.join(format!("train/good/{i}.png")), phase + i, false);
-        }
-        for i in 4..6 {
-            picture(&class.join(format!("test/good/{i}.png")), phase + i, false);
-            picture(&class.join(format!("test/hole/{i}.png")), phase + i, true);
-            let mask = GrayImage::from_fn(64, 64, |x, y| Luma([if in_hole(x, y) { 255 } else { 0 }]));
-            let file = class.join(format!("ground_truth/hole/{i}_mask.png"));
-            fs::create_dir_all(file.parent().unwrap()).unwrap();
-            mask.save(file).unwrap();
-        }
-    }
-    home
-}
-
-fn in_hole(x: u32, y: u32) -> bool {
-    (20..36).contains(&x) && (24..40).contains(&y)
-}
-
-/// Stripes, a little different for each `variant`, with or without a dark square.
-fn picture(path: &Path, variant: u32, hole: bool) {
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    let pixel = |x: u32, y: u32| match hole && in_hole(x, y) {
-        true => Rgb([10, 0, 20]),
-        false => {
-            Rgb([((x + variant) * 7 % 97 + 100) as u8, ((y + variant) * 5 % 83 + 90) as u8, (120 + variant) as u8])
-        }
-    };
-    RgbImage::from_fn(64, 64, pixel).save(path).unwrap();
-}
-
-/// `grad` in `home`, with no setting from the environment of the tests.
-fn grad(home: &Path) -> Command {
-    let mut command = Command::new(GRAD);
-    command.current_dir(home).args([""; 0]);
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("GRAD_")) {
-        command.env_remove(name);
-    }
-    command
-}
-
-struct Outcome {
-    code: i32,
-    stdout: String,
-    stderr: String,
-}
-
-impl Outcome {
-    #[track_caller]
-    fn expect(self, code: i32, said: &[&str]) -> Self {
-        assert_eq!(self.code, code, "{}{}", self.stdout, self.stderr);
-        for word in said {
-            assert!(self.stderr.contains(word) || self.stdout.contains(word), "no `{word}`: {}", self.stderr);
-        }
-        self
-    }
-
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.stdout).unwrap()
-    }
-}
-
-fn go(mut command: Command) -> Outcome {
-    let output = command.output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    Outcome { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
-}
-
-fn run(home: &Path, args: &[&str]) -> Outcome {
-    let mut command = grad(home);
-    command.args(args);
-    go(command)
-}
 
 /// Trains the tiny model into `out` with more flags.
 fn train(home: &Path, out: &str, more: &[&str]) -> Outcome {

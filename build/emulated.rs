@@ -41,8 +41,9 @@ pub fn compile_all(modules: &[Module], out: &Path) -> Result<(), String> {
         for &flavour in &module.flavours {
             // Beside the cache, so that the command is the same in every profile.
             let unit = folder.join(format!("{}.{}.cpp", module.name, flavour.name()));
-            std::fs::write(&unit, translation_unit(module, flavour)).map_err(|e| format!("{}: {e}", unit.display()))?;
-            add(&unit, text.clone(), &["-fsanitize=thread"], format!("{}_{}", module.name, flavour.name()));
+            let around = translation_unit(module, flavour);
+            std::fs::write(&unit, &around).map_err(|e| format!("{}: {e}", unit.display()))?;
+            add(&unit, around + &text, &["-fsanitize=thread"], format!("{}_{}", module.name, flavour.name()));
         }
     }
     run_all(jobs, out)?;
@@ -63,10 +64,12 @@ fn runtime() -> Result<Vec<PathBuf>, String> {
 
 fn translation_unit(module: &Module, flavour: Flavour) -> String {
     let path = module.path.strip_prefix("kernels").unwrap_or(&module.path).display();
-    let mut text = format!(
-        "#define EMULATED 1\n#define {} 1\n#include \"emulator/cuda.h\"\nnamespace {{\n#include \"{path}\"\n}}\n",
-        flavour.define()
-    );
+    let mut text = format!("#define EMULATED 1\n#define {} 1\n#include \"emulator/cuda.h\"\n", flavour.define());
+    for kernel in &module.kernels {
+        // A C name is one for the whole program, whatever namespace it is in; each flavour needs its own.
+        let _ = writeln!(text, "#define {0} {0}__{1}", kernel.name, flavour.name());
+    }
+    let _ = writeln!(text, "namespace {{\n#include \"{path}\"\n}}");
     for kernel in &module.kernels {
         let (symbol, name) = (symbol(&module.name, flavour, &kernel.name), &kernel.name);
         let _ =

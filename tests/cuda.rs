@@ -2,6 +2,9 @@
 //!
 //! `GRAD_REQUIRE_CUDA=1` makes the absence of a real device a failure; `GRAD_OPS=add,concat` limits the ops.
 
+#[path = "common/device.rs"]
+mod device;
+
 use std::path::Path;
 
 use grad::check::Entry;
@@ -40,55 +43,28 @@ fn fixture(entry: &Entry, gpu: &Gpu) -> String {
     format!("{} cases", (entry.device_fixture)(gpu, &folder))
 }
 
-mod emulated {
-    use super::*;
+/// The same tests on one kind of device.
+macro_rules! on {
+    ($kind:ident) => {
+        mod $kind {
+            use super::*;
 
-    fn device(precision: Precision) -> Option<Gpu> {
-        Some(Gpu::emulated(precision).unwrap())
-    }
+            #[test]
+            fn kernels_agree_with_the_definition() {
+                each(device::$kind, truth);
+            }
 
-    #[test]
-    fn kernels_agree_with_the_definition() {
-        each(device, truth);
-    }
+            #[test]
+            fn bits_do_not_depend_on_the_order_of_threads() {
+                each(device::$kind, repeat);
+            }
 
-    #[test]
-    fn bits_do_not_depend_on_the_order_of_threads() {
-        each(device, repeat);
-    }
-
-    #[test]
-    fn pytorch_agrees() {
-        each(device, fixture);
-    }
-}
-
-mod hardware {
-    use super::*;
-
-    fn device(precision: Precision) -> Option<Gpu> {
-        match Gpu::open(0, precision) {
-            Ok(gpu) => Some(gpu),
-            Err(e) if std::env::var_os("GRAD_REQUIRE_CUDA").is_some() => panic!("a CUDA device is required: {e}"),
-            Err(e) => {
-                println!("skipped: no CUDA device: {e}");
-                None
+            #[test]
+            fn pytorch_agrees() {
+                each(device::$kind, fixture);
             }
         }
-    }
-
-    #[test]
-    fn kernels_agree_with_the_definition() {
-        each(device, truth);
-    }
-
-    #[test]
-    fn bits_do_not_depend_on_the_order_of_blocks() {
-        each(device, repeat);
-    }
-
-    #[test]
-    fn pytorch_agrees() {
-        each(device, fixture);
-    }
+    };
 }
+on!(emulated);
+on!(hardware);

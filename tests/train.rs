@@ -1,107 +1,18 @@
 //! Training: ten steps against PyTorch, and the promises about bits.
 
 mod common;
+#[path = "common/training.rs"]
+mod training;
 
-use common::{Fixture, difference, largest, wide};
-use grad::buffer::Buffer;
-use grad::checkpoint::{self, ModelInfo};
-use grad::model::{Head, HeadConfig, ModelKind};
-use grad::optim::AdamW;
-use grad::rng::Rng;
-use grad::score::Protocol;
-use grad::tensor::Tensor;
-use grad::train::{FeatureSource, Progress, TrainConfig, Trainer};
-
-/// Rounding differences grow along a trajectory; PyTorch's own single precision tells how fast.
-const SLACK: f64 = 8.0;
+use grad::checkpoint;
+use grad::device::Device;
+use grad::model::ModelKind;
+use grad::train::{TrainConfig, Trainer};
+use training::{Drawn, bits, follow_pytorch, info, run, trainer};
 
 #[test]
 fn ten_steps_follow_pytorch() {
-    for model in ["crad", "crad-s", "grad"] {
-        let file = Fixture::read(&format!("trajectory_{model}"));
-        let config: HeadConfig = serde_json::from_value(file.metadata("config").clone()).unwrap();
-        let groups = file.metadata("config")["groups"].as_u64().unwrap() as usize;
-        let train = TrainConfig::published(config.kind);
-        let (head, mut params) = Head::new(config, None);
-        let entries: Vec<_> = params.entries().map(|(id, e)| (id, e.clone())).collect();
-        for (id, e) in &entries {
-            params.get_mut(*id).copy_from_slice(file.get(&format!("param.{}", e.name)).data());
-        }
-        let optimiser = AdamW::new(&params);
-        let mut trainer = Trainer::resume(head, params, optimiser, train, Progress::default());
-        let part = |name: &str, i: usize| {
-            let t = file.get(name);
-            let values = t.shape().numel() / t.shape()[0];
-            Tensor::from_slice(grad::shape::Shape::new(&t.shape()[1..]), &t.data()[i * values..(i + 1) * values])
-        };
-        let (mut losses, mut norms) = (vec![], vec![]);
-        for step in 0..10 {
-            let epoch = file.metadata("epochs")[step].as_u64().unwrap() as usize;
-            let size = trainer.config.step_size(epoch);
-            let rates = &file.get("learning_rates").data()[2 * step..2 * step + 2];
-            assert_eq!([size.network as f32, size.grids as f32], rates, "step {step}");
-            let noise = part("noise", step);
-            let (loss, norm) = trainer.update(&part("batches", step % 3), Some(&noise), groups, size).unwrap();
-            losses.push(loss);
-            norms.push(norm);
-        }
-        let judge = |name: &str, found: Vec<f64>| {
-            let expected = file.get(name).data();
-            let float32 = file.metadata("float32_error")[name].as_f64().unwrap();
-            let allowed = SLACK * (float32 + f64::from(f32::EPSILON) * largest(expected));
-            let err = difference(found, expected);
-            assert!(err <= allowed, "{model}: {name} is off by {err:.1e}, allowed {allowed:.1e}");
-        };
-        judge("losses", losses);
-        judge("gradient_norms", norms);
-        for (id, e) in &entries {
-            judge(&format!("final.{}", e.name), wide(trainer.params.tensor(*id).data()).collect());
-        }
-    }
-}
-
-/// Features drawn from a seed, two kinds of picture.
-struct Drawn(Vec<Buffer>);
-
-impl Drawn {
-    fn new(images: usize, values: usize) -> Self {
-        let draw = |i: usize| {
-            let mut b = Buffer::filled(values, 0.0);
-            Rng::new(i as u64, 99).fill_normal(&mut b, 1.0);
-            b.iter_mut().for_each(|v| *v += (i % 2) as f32);
-            b
-        };
-        Drawn((0..images).map(draw).collect())
-    }
-}
-
-impl FeatureSource for Drawn {
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-    fn get(&self, i: usize) -> &[f32] {
-        &self.0[i]
-    }
-}
-
-fn trainer(kind: ModelKind, epochs: usize) -> Trainer {
-    let head = HeadConfig { blocks: 2, ..HeadConfig::published(kind, [5, 4, 12], 0.5) };
-    // Three pictures a group: the last batch of each epoch is ragged, and so is one of its groups.
-    let config = TrainConfig { epochs, batch: 5, bn_group: 3, seed: 11, ..TrainConfig::published(kind) };
-    Trainer::new(head, config).unwrap()
-}
-
-fn run(trainer: &mut Trainer, features: &Drawn, steps: usize) {
-    for _ in 0..steps {
-        if !trainer.finished() {
-            trainer.step(features).unwrap();
-        }
-    }
-}
-
-fn bits(trainer: &Trainer) -> Vec<u32> {
-    let o = &trainer.optimiser;
-    [trainer.params.values(), o.m.host(), o.v.host()].concat().iter().map(|v| v.to_bits()).collect()
+    follow_pytorch(&Device::Cpu, 10);
 }
 
 #[test]
@@ -116,22 +27,7 @@ fn a_resumed_run_ends_in_the_same_bits_wherever_it_was_stopped() {
         for stop in [7, 9] {
             let mut first = trainer(kind, 6);
             run(&mut first, &features, stop);
-            let info = ModelInfo {
-                format: checkpoint::FORMAT,
-                version: "test".into(),
-                head: first.head.config().clone(),
-                backbone: "none".into(),
-                backbone_digest: String::new(),
-                image_size: 40,
-                classes: vec![],
-                protocol: Protocol::official(),
-                score_scale: None,
-                train: first.config.clone(),
-                record: vec![],
-                images: 12,
-                data: vec![],
-            };
-            checkpoint::save_checkpoint(&path, &info, &first).unwrap();
+            checkpoint::save_checkpoint(&path, &info(&first), &first).unwrap();
             let (_, mut second) = checkpoint::load_checkpoint(&path).unwrap();
             run(&mut second, &features, steps);
             assert!(second.finished());

@@ -17,12 +17,6 @@ static const char* verb(Access kind) {
   return kind == Access::read ? "read" : kind == Access::write ? "write" : "atomic access";
 }
 
-// Where an access was made: in the code (plain ones) or on a line (those with a name).
-struct Place {
-  Site site{nullptr, 0};
-  const void* pc = nullptr;
-};
-
 // ---- Slow ways: something is wrong, or may be --------------------------------------------------------------------
 
 // The binary that holds this function: its constants are the kernels', as they are linked together.
@@ -56,7 +50,7 @@ static const Image& image() {
 }
 
 // A return address, less one to be inside the call, as an offset in the binary.
-uintptr_t code_offset(const void* pc) { return reinterpret_cast<uintptr_t>(pc) - 1 - image().base; }
+uintptr_t code_offset(uintptr_t pc) { return pc - 1 - image().base; }
 
 static void describe_thread(Text& text, Stamp stamp) {
   uint3 block = launch.block_index;
@@ -69,39 +63,39 @@ static void describe_thread(Text& text, Stamp stamp) {
   if (block.x != b.x || block.y != b.y || block.z != b.z) text.add(" of block (%u,%u,%u)", block.x, block.y, block.z);
 }
 
-[[noreturn]] static __attribute__((noinline)) void out_of_bounds(const Fiber& who, uintptr_t address, size_t bytes,
+[[noreturn]] static void out_of_bounds(const Fiber& who, uintptr_t address, size_t bytes,
                                                                  Access kind, Place place) {
   char where[200];
   Text text{where, sizeof where};
-  if (address - arena.base < kArenaBytes) {
-    describe_shared(text, address - arena.base);
+  if (address - shared_base < kArenaBytes) {
+    describe_shared(text, address - shared_base);
   } else {
     describe_device(text, address, bytes);
   }
-  fault(who, place.site, place.pc, "out-of-bounds %s of %zu bytes at 0x%zx, %s", verb(kind), bytes, address, where);
+  fault(who, place, "out-of-bounds %s of %zu bytes at 0x%zx, %s", verb(kind), bytes, address, where);
 }
 
-[[noreturn]] static __attribute__((noinline)) void misaligned(const Fiber& who, uintptr_t address, size_t bytes,
+[[noreturn]] static void misaligned(const Fiber& who, uintptr_t address, size_t bytes,
                                                               Access kind, Place place) {
-  fault(who, place.site, place.pc, "misaligned %s of %zu bytes at 0x%zx", verb(kind), bytes, address);
+  fault(who, place, "misaligned %s of %zu bytes at 0x%zx", verb(kind), bytes, address);
 }
 
-[[noreturn]] static __attribute__((noinline)) void race(const Fiber& who, Stamp then, const char* what, uintptr_t address,
+[[noreturn]] static void race(const Fiber& who, Stamp then, const char* what, uintptr_t address,
                                                         Access kind, const char* reason, Place place) {
   char where[200], other[100];
   Text text{where, sizeof where}, thread{other, sizeof other};
-  if (address - arena.base < kArenaBytes) {
-    describe_shared(text, address - arena.base);
+  if (address - shared_base < kArenaBytes) {
+    describe_shared(text, address - shared_base);
   } else {
     text.add("device memory at 0x%zx", address);
   }
   describe_thread(thread, then);
-  fault(who, place.site, place.pc, "race on %s: %s by %s, then %s, %s", where,
+  fault(who, place, "race on %s: %s by %s, then %s, %s", where,
         (then & kAtomicBit) ? "atomic access" : what, other, verb(kind), reason);
 }
 
 // The writer of a shared word is of this epoch, and another thread, or a copy under way.
-static __attribute__((noinline)) void suspect_shared(const Fiber& who, Stamp then, const char* what, Stamp now,
+static void suspect_shared(const Fiber& who, Stamp then, const char* what, Stamp now,
                                                      uintptr_t address, Access kind, Place place) {
   if (epoch_of(then) == kPending && (then & now & kByteBits)) {
     race(who, then, "cp.async", address, kind, "before the wait for the copy", place);
@@ -116,7 +110,7 @@ static __attribute__((noinline)) void suspect_shared(const Fiber& who, Stamp the
 static struct { bool atomic, fence; } block_has_passed;
 
 // The writer of a device word is of this launch, and another thread.
-static __attribute__((noinline)) void suspect_device(const Fiber& who, Stamp then, Stamp now, uintptr_t address,
+static void suspect_device(const Fiber& who, Stamp then, Stamp now, uintptr_t address,
                                                      Access kind, Place place) {
   if (epoch_of(then) >= hot.block_epoch) {
     if (epoch_of(then) == epoch_of(now) && races(then, now)) {
@@ -128,105 +122,109 @@ static __attribute__((noinline)) void suspect_device(const Fiber& who, Stamp the
 }
 
 // ---- The common way ----------------------------------------------------------------------------------------------
+// settled() answers for nearly all accesses, calls nothing and so keeps no registers. Where it sees something to look
+// at, it says false, and examine() goes through the same steps with time to ask and to report.
 
-#define EMULATOR_HOT inline __attribute__((always_inline))
+#define EMULATOR_HOT static inline __attribute__((always_inline))
 
-// For an access of 4, 8 or 16 bytes this is called per word, for a smaller one with the bytes it touches.
-template <Access kind>
-static EMULATOR_HOT void touch_shared_word(const Fiber& who, Stamp stamp, size_t offset, Stamp byte_bits, Place place) {
-  Cell& cell = arena.cells[offset / 4];
-  Stamp now = stamp | byte_bits | (kind == Access::atomic ? kAtomicBit : 0);
-  uint32_t epoch = epoch_of(now);
-  uintptr_t address = arena.base + offset;
-  Stamp w = cell.writer;
-  if (epoch_of(w) >= epoch && (((w ^ now) & kThreadBits) || epoch_of(w) == kPending)) {
-    suspect_shared(who, w, "write", now, address, kind, place);
-  }
-  if (kind != Access::read) {
-    for (Stamp r : cell.reader) {
-      if (epoch_of(r) == epoch && ((r ^ now) & kThreadBits)) suspect_shared(who, r, "read", now, address, kind, place);
-    }
-    bool more = ((w ^ now) & ~(kByteBits | kAtomicBit)) == 0;  // another part of the word, by the same thread
-    cell.writer = more ? (w | byte_bits) & ~(kind == Access::atomic ? 0 : kAtomicBit) : now;
-  } else {
-    // Two readers are enough, if they are different threads, and of different warps where there are such: whoever
-    // writes is not both of them.
-    Stamp(&r)[2] = cell.reader;
-    if (r[0] == now) return;
-    auto same_thread = [&](Stamp s) { return epoch_of(s) == epoch && !((s ^ now) & kThreadBits); };
-    auto same_warp = [&](Stamp s) { return !((s ^ now) & (kThreadBits & ~(Stamp{31} << kThreadShift))); };
-    if (epoch_of(r[0]) != epoch) {
-      r[0] = now;
-    } else if (same_thread(r[0])) {
-      r[0] = now | (r[0] & kByteBits);
-    } else if (epoch_of(r[1]) != epoch) {
-      r[1] = now;
-    } else if (same_thread(r[1])) {
-      r[1] = now | (r[1] & kByteBits);
-    } else if (same_warp(r[1]) || !((r[0] ^ r[1]) & (kThreadBits & ~(Stamp{31} << kThreadShift)))) {
-      r[1] = now;
-    } else if (same_warp(r[0])) {
-      r[0] = now;
-    }
-  }
+// The bytes of a word that an access of `size` at `offset` touches.
+template <size_t size>
+EMULATOR_HOT Stamp bytes_of(size_t offset) {
+  return size < 4 ? Stamp{(1u << size % 4) - 1} << (offset & 3) : kByteBits;
 }
 
-template <Access kind>
-static EMULATOR_HOT void touch_device_word(const Fiber& who, Stamp stamp, size_t offset, Stamp byte_bits, Place place) {
-  Stamp& w = device.writer[offset / 4];
-  Stamp now = stamp | byte_bits | (kind == Access::atomic ? kAtomicBit : 0);
-  if (epoch_of(w) >= hot.launch_epoch && (epoch_of(w) < hot.block_epoch || ((w ^ now) & kThreadBits))) {
-    suspect_device(who, w, now, device.base + offset, kind, place);
-  }
-  if (kind != Access::read) w = now;
-}
-
-template <size_t size, Access kind, class Word>
-static EMULATOR_HOT void touch_words(size_t offset, Word word) {
-  if (size < 4) {
-    word(offset, Stamp{(1u << size) - 1} << (offset & 3));
-  } else {
-    for (size_t i = 0; i < size; i += 4) word(offset + i, kByteBits);
-  }
-}
-
-static __attribute__((noinline)) void touch_elsewhere(const Fiber& who, uintptr_t address, size_t bytes, Access kind,
-                                                      Place place);
-
-// An access by fiber `who`, whose stamp and stack are given: a collective touches memory on behalf of other lanes.
 template <size_t size, Access kind>
-static EMULATOR_HOT void touch_as(const Fiber& who, Stamp stamp, uintptr_t stack, uintptr_t address, Place place) {
-  if (address - stack < kStackBytes) return;
-  size_t offset = address - arena.base;
+EMULATOR_HOT Stamp stamp_for(Stamp thread, size_t offset) {
+  return thread | bytes_of<size>(offset) | (kind == Access::atomic ? kAtomicBit : 0);
+}
+
+template <size_t size>
+EMULATOR_HOT bool in_shared_variable(size_t offset) {
+  return (offset & (kArenaGranule - 1)) + size <= arena.valid[offset / kArenaGranule];
+}
+
+template <size_t size>
+EMULATOR_HOT bool in_allocation(size_t offset) {
+  return (offset & (kGranule - 1)) + size <= device.valid[offset / kGranule];
+}
+
+EMULATOR_HOT bool other_thread(Stamp a, Stamp b) { return ((a ^ b) & kThreadBits) != 0; }
+EMULATOR_HOT bool other_warp(Stamp a, Stamp b) { return ((a ^ b) & kWarpBits) != 0; }
+
+// Has another thread written the word in this epoch, or is a copy to it under way?
+EMULATOR_HOT bool writer_is_suspect(const Cell& cell, Stamp now) {
+  return epoch_of(cell.writer) >= epoch_of(now) &&
+         (other_thread(cell.writer, now) || epoch_of(cell.writer) == kPending);
+}
+
+EMULATOR_HOT bool reader_is_suspect(Stamp reader, Stamp now) {
+  return epoch_of(reader) == epoch_of(now) && other_thread(reader, now);
+}
+
+// Has another thread written the word in this launch?
+EMULATOR_HOT bool device_writer_is_suspect(Stamp writer, Stamp now) {
+  return epoch_of(writer) >= hot.launch_epoch && (epoch_of(writer) < hot.block_epoch || other_thread(writer, now));
+}
+
+EMULATOR_HOT void record_write(Cell& cell, Stamp now) {
+  // Another part of the word, by the same thread: both parts, and atomic only if both are.
+  bool more = ((cell.writer ^ now) & ~(kByteBits | kAtomicBit)) == 0;
+  cell.writer = more ? (now & (cell.writer | ~kAtomicBit)) | (cell.writer & kByteBits) : now;
+}
+
+// Two readers are enough, if they are different threads, and of different warps where there are such: whoever writes
+// is not both of them.
+EMULATOR_HOT void record_read(Cell& cell, Stamp now) {
+  Stamp(&r)[2] = cell.reader;
+  uint32_t epoch = epoch_of(now);
+  if (r[0] == now) return;
+  if (epoch_of(r[0]) != epoch) {
+    r[0] = now;
+  } else if (!other_thread(r[0], now)) {
+    r[0] = now | (r[0] & kByteBits);
+  } else if (epoch_of(r[1]) != epoch) {
+    r[1] = now;
+  } else if (!other_thread(r[1], now)) {
+    r[1] = now | (r[1] & kByteBits);
+  } else if (!other_warp(r[1], now) || !other_warp(r[0], r[1])) {
+    r[1] = now;
+  } else if (!other_warp(r[0], now)) {
+    r[0] = now;
+  }
+}
+
+template <size_t size, Access kind>
+EMULATOR_HOT bool settled(Stamp thread, uintptr_t stack, uintptr_t address) {
+  if (--hot.budget < 0) return false;
+  if (address - stack < kStackBytes) return true;
+  size_t offset = address - shared_base;
   if (offset < kArenaBytes) {
-    if ((offset & (size - 1)) != 0) misaligned(who, address, size, kind, place);
-    if ((offset & (kArenaGranule - 1)) + size > arena.valid[offset / kArenaGranule]) {
-      out_of_bounds(who, address, size, kind, place);
+    if (offset % size != 0 || !in_shared_variable<size>(offset)) return false;
+    for (size_t i = 0; i < size; i += 4) {
+      Cell& cell = arena.cells[(offset + i) / 4];
+      Stamp now = stamp_for<size, kind>(thread, offset);
+      if (writer_is_suspect(cell, now)) return false;
+      if (kind == Access::read) {
+        record_read(cell, now);
+      } else {
+        if (reader_is_suspect(cell.reader[0], now) || reader_is_suspect(cell.reader[1], now)) return false;
+        record_write(cell, now);
+      }
     }
-    touch_words<size, kind>(
-        offset, [&](size_t at, Stamp bytes) { touch_shared_word<kind>(who, stamp, at, bytes, place); });
-    return;
+    return true;
   }
   offset = address - device.base;
-  if (offset < device.size) {
-    if ((offset & (size - 1)) != 0) misaligned(who, address, size, kind, place);
-    if ((offset & (kGranule - 1)) + size > device.valid[offset / kGranule]) {
-      out_of_bounds(who, address, size, kind, place);
-    }
-    touch_words<size, kind>(
-        offset, [&](size_t at, Stamp bytes) { touch_device_word<kind>(who, stamp, at, bytes, place); });
-    return;
+  if (offset >= device.size || offset % size != 0 || !in_allocation<size>(offset)) return false;
+  for (size_t i = 0; i < size; i += 4) {
+    Stamp& writer = device.writer[(offset + i) / 4];
+    Stamp now = stamp_for<size, kind>(thread, offset);
+    if (device_writer_is_suspect(writer, now)) return false;
+    if (kind != Access::read) writer = now;
   }
-  touch_elsewhere(who, address, size, kind, place);
+  return true;
 }
 
-template <size_t size, Access kind>
-static EMULATOR_HOT void touch(uintptr_t address, Place place) {
-  touch_as<size, kind>(*hot.fiber, hot.stamp, hot.stack, address, place);
-}
-
-static void touch_elsewhere(const Fiber& who, uintptr_t address, size_t bytes, Access kind, Place place) {
-  if (!launch.running) return;
+static void examine_elsewhere(const Fiber& who, uintptr_t address, size_t bytes, Access kind, Place place) {
   if (kind == Access::read) {
     for (auto& segment : image().segments) {
       if (address >= segment.first && address < segment.second) return;
@@ -235,7 +233,51 @@ static void touch_elsewhere(const Fiber& who, uintptr_t address, size_t bytes, A
   const char* what = "not device memory (a host pointer?)";
   if (address < 4096) what = "a null pointer";
   if (address - stacks.base < stacks.size) what = "the local memory of another thread, or past a thread's stack";
-  fault(who, place.site, place.pc, "%s of %zu bytes at 0x%zx, %s", verb(kind), bytes, address, what);
+  fault(who, place, "%s of %zu bytes at 0x%zx, %s", verb(kind), bytes, address, what);
+}
+
+template <size_t size, Access kind>
+static __attribute__((noinline)) void examine(const Fiber& who, Stamp thread, uintptr_t address, Place place) {
+  if (!launch.running) return;
+  if (hot.budget < 0) endless(place);
+  size_t offset = address - shared_base;
+  bool shared = offset < kArenaBytes;
+  if (!shared) offset = address - device.base;
+  if (!shared && offset >= device.size) return examine_elsewhere(who, address, size, kind, place);
+  if (offset % size != 0) misaligned(who, address, size, kind, place);
+  if (shared ? !in_shared_variable<size>(offset) : !in_allocation<size>(offset)) {
+    out_of_bounds(who, address, size, kind, place);
+  }
+  Stamp now = stamp_for<size, kind>(thread, offset);
+  for (size_t i = 0; i < size; i += 4) {
+    if (!shared) {
+      Stamp& writer = device.writer[(offset + i) / 4];
+      if (device_writer_is_suspect(writer, now)) suspect_device(who, writer, now, address + i, kind, place);
+      if (kind != Access::read) writer = now;
+      continue;
+    }
+    Cell& cell = arena.cells[(offset + i) / 4];
+    if (writer_is_suspect(cell, now)) suspect_shared(who, cell.writer, "write", now, address + i, kind, place);
+    if (kind == Access::read) {
+      record_read(cell, now);
+      continue;
+    }
+    for (Stamp reader : cell.reader) {
+      if (reader_is_suspect(reader, now)) suspect_shared(who, reader, "read", now, address + i, kind, place);
+    }
+    record_write(cell, now);
+  }
+}
+
+// An access by fiber `who`, whose stamp and stack are given: a collective touches memory on behalf of other lanes.
+template <size_t size, Access kind>
+EMULATOR_HOT void touch_as(const Fiber& who, Stamp thread, uintptr_t stack, uintptr_t address, Place place) {
+  if (!settled<size, kind>(thread, stack, address)) examine<size, kind>(who, thread, address, place);
+}
+
+template <size_t size, Access kind>
+EMULATOR_HOT void touch(uintptr_t address, Place place) {
+  touch_as<size, kind>(*hot.fiber, hot.stamp, hot.stack, address, place);
 }
 
 // A stretch of memory, at any alignment.
@@ -250,7 +292,7 @@ static void touch_range(uintptr_t address, size_t bytes, Place place) {
 
 // ---- What -fsanitize=thread calls ----------------------------------------------------------------------------------
 
-#define EMULATOR_PLACE emulator::Place{{nullptr, 0}, __builtin_return_address(0)}
+#define EMULATOR_PLACE emulator::Place(__builtin_return_address(0))
 #define EMULATOR_TOUCH(verb, size) \
   extern "C" void __tsan_##verb##size(void* address) { \
     emulator::touch<size, emulator::Access::verb>(reinterpret_cast<uintptr_t>(address), EMULATOR_PLACE); \
@@ -277,5 +319,25 @@ EMULATOR_TOUCH_ALL(write)
 
 // Kernels have no virtual functions, and their atomics are atomicAdd and its siblings: nothing else is called.
 extern "C" void __tsan_init() {}
-extern "C" void __tsan_func_entry(void*) {}
 extern "C" void __tsan_func_exit(void*) {}
+
+// A function of the kernel begins. Recursion, or too many local arrays, would otherwise end on the page below the stack.
+extern "C" void __tsan_func_entry(void*) {
+  using namespace emulator;
+  uintptr_t left = reinterpret_cast<uintptr_t>(__builtin_frame_address(0)) - hot.stack;
+  if (left < kStackBytes / 8 && launch.running) {
+    fault(*hot.fiber, EMULATOR_PLACE, "stack overflow: a thread has %zu bytes", kStackBytes);
+  }
+}
+
+// ---- What -fsanitize=bounds calls ----------------------------------------------------------------------------------
+// Indices into arrays of known size: past the end of a row, or of an array in registers, no address is wrong.
+
+struct BoundsCheck {
+  emulator::Site site;  // file and line, then the column, in the compilers' layout
+};
+
+extern "C" void __ubsan_handle_out_of_bounds(const BoundsCheck* check, uintptr_t index) {
+  using namespace emulator;
+  if (launch.running) fault(*hot.fiber, check->site, "index %zd is out of an array's bounds", index);
+}

@@ -30,28 +30,17 @@ void* shared_variable(const void* key, const char* name, size_t bytes, Site site
   }
   if (!variable) {
     if (arena.asked + bytes > kMaxShared) {
-      fault(*hot.fiber, site, nullptr, "%zu bytes of shared memory, of which a block has %zu", arena.asked + bytes,
+      fault(*hot.fiber, site, "%zu bytes of shared memory, of which a block has %zu", arena.asked + bytes,
             kMaxShared);
     }
     variable = &add_variable(key, name, bytes);
   }
-  return reinterpret_cast<void*>(arena.base + variable->offset);
+  return arena.memory + variable->offset;
 }
 
-void* dynamic_shared() { return reinterpret_cast<void*>(arena.base + arena.variables[0].offset); }
+void* dynamic_shared() { return arena.memory + arena.variables[0].offset; }
 
 // ---- Running -----------------------------------------------------------------------------------------------------
-
-static void fiber_main() {
-  launch.kernel(launch.args);
-  Fiber& me = *hot.fiber;
-  if (!me.copies.empty()) {
-    fault(me, {nullptr, 0}, nullptr, "%zu cp.async not waited for at the end of the kernel", me.copies.size());
-  }
-  me.state = State::left;
-  ++launch.left;
-  run_another();
-}
 
 static void start_block(uint3 index) {
   launch.block_index = index;
@@ -62,7 +51,7 @@ static void start_block(uint3 index) {
   poison_arena();
   block_barrier_state = BlockBarrier{};
   block_has_passed = {};
-  atomics_of_block = 0;
+  hot.budget = kBlockBudget;
   launch.ready.clear();
   for (uint32_t i = 0; i < launch.threads; ++i) {
     Fiber& fiber = launch.fibers[i];
@@ -71,9 +60,8 @@ static void start_block(uint3 index) {
     fiber.mask = 0;
     fiber.copies.clear();
     fiber.copy_group = 0;
+    fiber.stack = nullptr;
     make_ready(fiber);
-    // Tops of stacks at the same place in every page would all fall into the same few cache lines.
-    prepare(fiber.context, stack_of(fiber), kStackBytes - i % 16 * 192, fiber_main);
   }
   for (uint32_t w = 0; w * kWarp < launch.threads; ++w) warps[w].waiting = 0;
 }
@@ -81,12 +69,7 @@ static void start_block(uint3 index) {
 // Runs the block to its end (true) or to its first fault.
 static bool run_block(uint3 index) {
   start_block(index);
-  uint32_t drawn = launch.random.below(launch.threads);
-  std::swap(launch.ready[drawn], launch.ready.back());
-  Fiber& first = launch.fibers[launch.ready.back()];
-  launch.ready.pop_back();
-  enter(first);
-  exchange(launch.main, first.context);
+  switch_to(launch.main, draw());
   return launch.left == launch.threads;
 }
 
@@ -154,7 +137,7 @@ extern "C" int grad_emulator_launch(const char* name, void (*kernel)(void**), vo
                   grid[0], grid[1], grid[2], block[0], block[1], block[2], shared_bytes,
                   static_cast<unsigned long long>(seed));
   }
-  if (!open_device() || !open_stacks() || !open_arena(shared_bytes)) {
+  if (!open_device() || !open_stacks()) {
     EMULATOR_TELL("launch of kernel %s: no address space for the emulated device, seed %llu", name,
                   static_cast<unsigned long long>(seed));
   }
@@ -163,6 +146,8 @@ extern "C" int grad_emulator_launch(const char* name, void (*kernel)(void**), vo
     forget_cells();
     hot.epoch = 0;
   }
+  open_arena(shared_bytes);
+  free_all_stacks();
   launch.name = name;
   launch.kernel = kernel;
   launch.args = args;

@@ -23,10 +23,10 @@ Words4 ldmatrix(uint32_t matrices, bool transposed, const void* row, Site site) 
   Warp& mine = warps[me.warp()];
   uintptr_t address = reinterpret_cast<uintptr_t>(row);
   if (lane < 8 * matrices) {
-    if (address - arena.base >= kArenaBytes) {
-      fault(me, site, nullptr, "ldmatrix of a row at 0x%zx, not in shared memory", address);
+    if (address - shared_base >= kArenaBytes) {
+      fault(me, site, "ldmatrix of a row at 0x%zx, not in shared memory", address);
     }
-    if (address % 16 != 0) misaligned(me, address, 16, Access::read, {site, nullptr});
+    if (address % 16 != 0) misaligned(me, address, 16, Access::read, site);
   }
   mine.row[lane] = address;
   meet(kAllLanes, names[(matrices == 4) * 2 + transposed], true, site, [&](Warp& warp) {
@@ -40,7 +40,7 @@ Words4 ldmatrix(uint32_t matrices, bool transposed, const void* row, Site site) 
         // Four lanes read a row, a word each; not the lane that gave the address, unless it is one of them.
         for (uint32_t word = 0; word < 4; ++word) {
           uint32_t reader = 4 * j + word;
-          touch_as<4, Access::read>(lanes[reader], stamps[reader], 0, from + 4 * word, {site, nullptr});
+          touch_as<4, Access::read>(lanes[reader], stamps[reader], 0, from + 4 * word, site);
         }
         memcpy(element[j], reinterpret_cast<void*>(from), 16);
       }

@@ -7,9 +7,9 @@ namespace emulator {
 
 template <uint32_t bytes, Access kind>
 static void* touch_wide(const void* p, Site site) {
-  touch<bytes, kind>(reinterpret_cast<uintptr_t>(p), {site, nullptr});
+  touch<bytes, kind>(reinterpret_cast<uintptr_t>(p), site);
   if (reinterpret_cast<uintptr_t>(p) % bytes != 0) {  // on the thread's own stack, where touch() asks nothing
-    misaligned(*hot.fiber, reinterpret_cast<uintptr_t>(p), bytes, kind, {site, nullptr});
+    misaligned(*hot.fiber, reinterpret_cast<uintptr_t>(p), bytes, kind, site);
   }
   return const_cast<void*>(p);
 }
@@ -26,26 +26,25 @@ void store16(void* p, uint4 v, Site site) { *static_cast<uint4*>(touch_wide<16, 
 // whoever touches it has not waited.
 
 static void mark_pending(const Copy& copy, Stamp stamp) {
-  for (uint32_t i = 0; i < copy.bytes; i += 4) arena.cells[(copy.to - arena.base + i) / 4].writer = stamp | kByteBits;
+  for (uint32_t i = 0; i < copy.bytes; i += 4) arena.cells[(copy.to - shared_base + i) / 4].writer = stamp | kByteBits;
 }
 
 void copy_issue(void* to, const void* from, uint32_t bytes, bool valid, Site site) {
   Fiber& me = *hot.fiber;
   Copy copy{reinterpret_cast<uintptr_t>(to), reinterpret_cast<uintptr_t>(from), bytes, valid, me.copy_group};
-  Place place{site, nullptr};
-  if (copy.to - arena.base >= kArenaBytes) {
-    fault(me, site, nullptr, "cp.async to 0x%zx, not in shared memory", copy.to);
+  if (copy.to - shared_base >= kArenaBytes) {
+    fault(me, site, "cp.async to 0x%zx, not in shared memory", copy.to);
   }
   if (valid && copy.from - device.base >= device.size) {
-    fault(me, site, nullptr, "cp.async from 0x%zx, not device memory", copy.from);
+    fault(me, site, "cp.async from 0x%zx, not device memory", copy.from);
   }
-  if (copy.from % bytes != 0) misaligned(me, copy.from, bytes, Access::read, place);
+  if (copy.from % bytes != 0) misaligned(me, copy.from, bytes, Access::read, site);
   if (bytes == 16) {
-    touch<16, Access::write>(copy.to, place);
-    if (valid) touch<16, Access::read>(copy.from, place);
+    touch<16, Access::write>(copy.to, site);
+    if (valid) touch<16, Access::read>(copy.from, site);
   } else {
-    touch<4, Access::write>(copy.to, place);
-    if (valid) touch<4, Access::read>(copy.from, place);
+    touch<4, Access::write>(copy.to, site);
+    if (valid) touch<4, Access::read>(copy.from, site);
   }
   memset(to, kPoison, bytes);
   mark_pending(copy, Stamp{kPending} << kEpochShift | (hot.stamp & kThreadBits));
@@ -75,17 +74,11 @@ void copy_wait(uint32_t pending, Site) {
 // Nothing else runs meanwhile, so the operation is a plain one. Before it, others may get their turn: a loop that waits
 // for another thread's atomic ends, if it can end.
 
-constexpr uint64_t kEndlessAtomics = uint64_t{1} << 25;
-static uint64_t atomics_of_block;
-
 template <class T, class Change>
 static T atomic(T* p, Site site, Change change) {
-  if (++atomics_of_block > kEndlessAtomics) {
-    fault(*hot.fiber, site, nullptr, "endless wait: %llu atomic accesses in one block",
-          static_cast<unsigned long long>(kEndlessAtomics));
-  }
+  spend_on_meeting(site);
   if (launch.random.below(4) == 0) yield();
-  touch<sizeof(T), Access::atomic>(reinterpret_cast<uintptr_t>(p), {site, nullptr});
+  touch<sizeof(T), Access::atomic>(reinterpret_cast<uintptr_t>(p), site);
   block_has_passed.atomic = true;
   T before = *p;
   *p = change(before);

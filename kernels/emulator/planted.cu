@@ -66,6 +66,38 @@ extern "C" __global__ __launch_bounds__(32) void planted_local_of_another(float*
   __syncthreads();
 }
 
+// One column too far in a row that is not the last: the address is another element's. Report: "index 8 is out of".
+extern "C" __global__ __launch_bounds__(32) void planted_row_past_end(float* y) {
+  SHARED(float, tile, [9][8]);
+  tile[threadIdx.x / 4][threadIdx.x % 4 * 2 + 2] = 1.0f;
+  __syncthreads();
+  y[threadIdx.x] = tile[0][threadIdx.x % 4 * 2 + 2];
+}
+
+// A local array of 4 sums of which n are used, n = 6. Report: "index 4 is out of".
+extern "C" __global__ __launch_bounds__(1) void planted_local_past_end(const float* x, float* y, uint32_t n) {
+  float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+  for (uint32_t i = 0; i < n; ++i) sum[i] += x[i];
+  y[0] = sum[0] + sum[1] + sum[2] + sum[3];
+}
+
+// A function that calls itself n times, n = 100000. Report: "stack overflow".
+static __device__ float descend(const float* x, uint32_t n) {
+  float local[16];
+  if (n == 0) return x[0];
+  for (uint32_t i = 0; i < 16; ++i) local[i] = x[i];
+  return descend(local, n - 1) + local[n % 16];
+}
+extern "C" __global__ __launch_bounds__(1) void planted_deep_recursion(const float* x, float* y, uint32_t n) {
+  y[0] = descend(x, n);
+}
+
+// A loop that does not move on when step is 0. Report: "endless loop".
+extern "C" __global__ __launch_bounds__(1) void planted_endless_loop(const float* x, float* y, uint32_t step) {
+  float sum = 0.0f;
+  for (uint32_t i = 0; i < 4; i += step) sum += x[i], y[0] = sum;
+}
+
 // ---- Races -------------------------------------------------------------------------------------------------------
 
 // Reversal through shared memory, no barrier, two warps. Report: "race on byte".
@@ -174,7 +206,7 @@ extern "C" __global__ __launch_bounds__(32) void planted_mask_lacks_caller(const
   y[threadIdx.x] = __shfl_xor_sync(0x0000FFFFu, x[threadIdx.x], 1);
 }
 
-// A lock that is taken and never given back. Report: "endless wait".
+// A lock that is taken and never given back. Report: "endless loop".
 extern "C" __global__ __launch_bounds__(2) void planted_endless_wait(uint32_t* y) {
   while (atomicCAS(&y[0], 0u, 1u) != 0u) {
   }

@@ -16,10 +16,6 @@ struct Stacks {
 };
 static Stacks stacks;
 
-static char* stack_of(const Fiber& fiber) {
-  return reinterpret_cast<char*>(stacks.base + fiber.index * (kStackBytes + kPage) + kPage);
-}
-
 static bool open_stacks() {
   if (stacks.base) return true;
   size_t size = kMaxThreads * (kStackBytes + kPage);
@@ -31,9 +27,17 @@ static bool open_stacks() {
   return true;
 }
 
+static void free_all_stacks() {
+  launch.free_stacks.clear();
+  for (size_t i = kMaxThreads; i-- > 0;) {
+    launch.free_stacks.push_back(reinterpret_cast<char*>(stacks.base + i * (kStackBytes + kPage) + kPage));
+  }
+}
+
+// `fiber` is the running one from here on: its stack is the one in use, or about to be.
 static void enter(Fiber& fiber) {
   hot.fiber = &fiber;
-  hot.stack = reinterpret_cast<uintptr_t>(stack_of(fiber));
+  hot.stack = reinterpret_cast<uintptr_t>(fiber.stack);
   hot.stamp = stamp_of(fiber);
 }
 
@@ -50,7 +54,7 @@ static void make_ready(Fiber& fiber) {
 static bool waits_alike(const Fiber& a, const Fiber& b) {
   if (a.state != b.state) return false;
   if (a.state == State::left) return true;
-  return a.site.line == b.site.line && strcmp(a.site.file, b.site.file) == 0 && a.call == b.call && a.mask == b.mask;
+  return same_site(a.site, b.site) && a.call == b.call && a.mask == b.mask;
 }
 
 static const char* plural(size_t n) { return n == 1 ? "1 thread" : "threads"; }
@@ -96,21 +100,56 @@ static const char* plural(size_t n) { return n == 1 ? "1 thread" : "threads"; }
 
 // ---- Switching ---------------------------------------------------------------------------------------------------
 
-// Leaves the running fiber, which waits or is ready, for another, or for the launch when the block is done. Returns
-// when the fiber is entered again.
-static void run_another() {
-  Fiber& from = *hot.fiber;
-  if (launch.ready.empty()) {
-    if (launch.left < launch.threads) report_deadlock();
-    exchange(from.context, launch.main);
-  }
+// The next fiber to run, out of those that can.
+static Fiber& draw() {
+  if (launch.ready.empty()) report_deadlock();
   uint32_t drawn = launch.random.below(static_cast<uint32_t>(launch.ready.size()));
-  Fiber& to = launch.fibers[launch.ready[drawn]];
+  Fiber& fiber = launch.fibers[launch.ready[drawn]];
   launch.ready[drawn] = launch.ready.back();
   launch.ready.pop_back();
-  if (&to == &from) return;
+  return fiber;
+}
+
+static void run_threads();
+
+// Goes on in `to`, at its first instruction or where it paused; `from` is where the running one pauses.
+static void switch_to(Context& from, Fiber& to) {
+  if (!to.stack) {
+    to.stack = launch.free_stacks.back();
+    launch.free_stacks.pop_back();
+    // Tops of stacks at the same place in every page would all fall into the same few cache lines.
+    prepare(to.context, to.stack, kStackBytes - to.index % 16 * 192, run_threads);
+  }
   enter(to);
-  exchange(from.context, to.context);
+  exchange(from, to.context);
+}
+
+// Leaves the running fiber, which waits or is ready, for another. Returns when it is entered again.
+static void run_another() {
+  Fiber& from = *hot.fiber;
+  Fiber& to = draw();
+  if (&to != &from) switch_to(from.context, to);
+}
+
+// What runs on a fiber's stack: a thread from its first instruction to its last; and then on the same stack, which is
+// still in the cache, the next, if the one drawn has yet to begin. A kernel without barriers needs no other stack.
+static void run_threads() {
+  for (;;) {
+    Fiber& me = *hot.fiber;
+    launch.kernel(launch.args);
+    if (!me.copies.empty()) {
+      fault(me, Place::unknown(), "%zu cp.async not waited for at the end of the kernel", me.copies.size());
+    }
+    me.state = State::left;
+    launch.free_stacks.push_back(me.stack);
+    me.stack = nullptr;
+    if (++launch.left == launch.threads) exchange(me.context, launch.main);
+    Fiber& next = draw();
+    if (next.stack) switch_to(me.context, next);
+    next.stack = launch.free_stacks.back();
+    launch.free_stacks.pop_back();
+    enter(next);
+  }
 }
 
 // Lets others run first. Atomics do so: else a thread that waits for another's would wait for ever.
@@ -121,6 +160,7 @@ static void yield() {
 
 static void wait_in(State state, const char* call, Site site, uint32_t mask) {
   Fiber& me = *hot.fiber;
+  spend_on_meeting(site);
   me.state = state;
   me.call = call;
   me.site = site;
@@ -148,9 +188,7 @@ static int meet_block(const char* call, Vote vote, int predicate, Site site) {
     barrier.site = site;
     barrier.call = call;
   }
-  if (site.line != barrier.site.line || strcmp(site.file, barrier.site.file) != 0 || call != barrier.call) {
-    barrier.mixed = true;
-  }
+  if (!same_site(site, barrier.site) || call != barrier.call) barrier.mixed = true;
   barrier.any |= predicate != 0;
   barrier.all &= predicate != 0;
   barrier.count += predicate != 0;

@@ -18,6 +18,7 @@ namespace emulator {
 typedef uint64_t Stamp;
 constexpr int kEpochShift = 32, kThreadShift = 22, kClockShift = 5;
 constexpr Stamp kThreadBits = Stamp{0x3FF} << kThreadShift;
+constexpr Stamp kWarpBits = Stamp{0x3E0} << kThreadShift;
 constexpr Stamp kAtomicBit = 1 << 4;
 constexpr Stamp kByteBits = 15;
 constexpr uint32_t kMaxClock = (1u << (kThreadShift - kClockShift)) - 1;
@@ -92,14 +93,15 @@ struct SharedVariable {
 // The arena of the block that runs: guard, dynamic shared memory, guard, variable, guard, variable, ... in the order in
 // which threads first reach the declarations. The places hold for a whole launch.
 struct Arena {
-  uintptr_t base = 0;
+  alignas(128) char memory[kArenaBytes];
   uint8_t valid[kArenaBytes / kArenaGranule];  // as Device::valid, for every 16 bytes
   Cell cells[kArenaBytes / 4];
   std::vector<SharedVariable> variables;
   size_t used = 0;   // bytes of the arena, guards included
   size_t asked = 0;  // bytes the kernel asked for
 };
-static Arena& arena = *new Arena{};
+static Arena arena;
+static const uintptr_t shared_base = reinterpret_cast<uintptr_t>(arena.memory);
 
 static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
@@ -109,7 +111,7 @@ static SharedVariable& add_variable(const void* key, const char* name, size_t by
     arena.valid[(offset + done) / kArenaGranule] =
         static_cast<uint8_t>(bytes - done < kArenaGranule ? bytes - done : kArenaGranule);
   }
-  memset(reinterpret_cast<void*>(arena.base + offset), kPoison, bytes);
+  memset(arena.memory + offset, kPoison, bytes);
   arena.used = round_up(offset + bytes, kArenaGranule) + kGuard;
   arena.asked += bytes;
   arena.variables.push_back({key, name, offset, bytes});
@@ -117,24 +119,18 @@ static SharedVariable& add_variable(const void* key, const char* name, size_t by
 }
 
 // Before a launch: no variables but the dynamic one.
-static bool open_arena(size_t dynamic_bytes) {
-  if (!arena.base) {
-    char* p = reserve(kArenaBytes);
-    if (!p) return false;
-    arena.base = reinterpret_cast<uintptr_t>(p);
-  }
+static void open_arena(size_t dynamic_bytes) {
   memset(arena.valid, 0, arena.used / kArenaGranule + 1);
   arena.variables.clear();
   arena.used = kGuard;
   arena.asked = 0;
   add_variable(nullptr, "dynamic shared memory", dynamic_bytes);
-  return true;
 }
 
 static void forget_cells() { memset(arena.cells, 0, sizeof arena.cells); }
 
 // Before a block: nothing in shared memory is initialised.
-static void poison_arena() { memset(reinterpret_cast<void*>(arena.base), kPoison, arena.used); }
+static void poison_arena() { memset(arena.memory, kPoison, arena.used); }
 
 static void describe_shared(Text& text, size_t offset) {
   const SharedVariable* nearest = nullptr;

@@ -5,7 +5,6 @@
 
 #include <stdarg.h>
 #include <stdio.h>
-#include <stdlib.h>
 
 #include <mutex>
 #include <vector>
@@ -19,6 +18,9 @@ constexpr uint32_t kWarp = 32;
 constexpr uint32_t kMaxThreads = 1024;
 constexpr size_t kMaxShared = 227 * 1024;
 constexpr size_t kStackBytes = 128 * 1024;
+// Loads and stores of one block, some seconds' worth; an atomic or a meeting counts as kMeetingCost of them.
+constexpr int64_t kBlockBudget = int64_t{1} << 30;
+constexpr int64_t kMeetingCost = 32;
 
 // A cp.async that was issued and not yet waited for.
 struct Copy {
@@ -33,6 +35,7 @@ enum class State : uint8_t { ready, in_block_barrier, in_warp_collective, left }
 // One thread of the block.
 struct Fiber {
   Context context;
+  char* stack;  // null before it first runs, and when it has left
   uint3 thread;
   uint16_t index;
   State state;
@@ -72,6 +75,7 @@ struct Launch {
   uint3 block_index{};
   std::vector<Fiber> fibers;  // the first `threads` of them
   std::vector<uint16_t> ready;
+  std::vector<char*> free_stacks;
   uint32_t left = 0;
 
   // First epoch of every block run so far, in order, and which block it was: names the other party of a race.
@@ -87,12 +91,17 @@ struct Hot {
   uintptr_t stack = 0;  // of the current fiber
   uint64_t stamp = 0;   // of the current fiber: see shadow.h
   uint32_t launch_epoch = 0, block_epoch = 0, epoch = 0;
+  int64_t budget = 0;  // how much more this block may do before it is taken for endless
   Fiber* fiber = nullptr;
 };
 
 static std::mutex one_at_a_time;
 static Launch launch;
 static Hot hot;
+
+static bool same_site(Site a, Site b) {
+  return a.line == b.line && (a.file == b.file || strcmp(a.file, b.file) == 0);
+}
 
 static const char* base_name(const char* path) {
   const char* slash = strrchr(path, '/');
@@ -121,15 +130,25 @@ struct Text {
 [[noreturn]] static void end_launch() {
   static Context nowhere;
   exchange(nowhere, launch.main);
-  abort();  // not reached: nobody enters `nowhere`
+  __builtin_unreachable();  // nobody enters `nowhere`
 }
 
-// A fault of one thread. `site` is the line at fault, where it is known; for plain loads and stores `pc` is, the
-// offset of the code in the binary (`addr2line -e BINARY OFFSET` gives the line).
-uintptr_t code_offset(const void* pc);
+// What a thread was doing: on which line, for what has a name; for plain loads and stores, after which instruction.
+// (Two words, so that it travels in registers through the way that every access takes.)
+struct Place {
+  const char* file;  // null: `where` is an address in the code
+  uintptr_t where;
+  Place(Site site) : file(site.file), where(static_cast<uintptr_t>(site.line)) {}
+  explicit Place(const void* pc) : file(nullptr), where(reinterpret_cast<uintptr_t>(pc)) {}
+  static Place unknown() { return Place(static_cast<const void*>(nullptr)); }
+};
 
-__attribute__((format(printf, 4, 5))) [[noreturn]] static void fault(const Fiber& who, Site site, const void* pc,
-                                                                      const char* format, ...) {
+uintptr_t code_offset(uintptr_t pc);
+
+// A fault of one thread. Of a plain access it says the offset of the code in the binary: `addr2line -e BINARY OFFSET`
+// gives the line.
+__attribute__((format(printf, 3, 4))) [[noreturn]] static void fault(const Fiber& who, Place place, const char* format,
+                                                                      ...) {
   Text text{launch.message, sizeof launch.message};
   va_list list;
   va_start(list, format);
@@ -137,13 +156,24 @@ __attribute__((format(printf, 4, 5))) [[noreturn]] static void fault(const Fiber
   va_end(list);
   const uint3 &b = launch.block_index, &t = who.thread;
   text.add(", block (%u,%u,%u) thread (%u,%u,%u) of kernel %s", b.x, b.y, b.z, t.x, t.y, t.z, launch.name);
-  if (site.file) text.add(", at %s:%d", base_name(site.file), site.line);
-  if (pc) text.add(", code offset 0x%zx", static_cast<size_t>(code_offset(pc)));
-  if (!site.file && who.site.file) {
-    text.add(", after %s of %s:%d", who.call, base_name(who.site.file), who.site.line);
+  if (place.file) {
+    text.add(", at %s:%zu", base_name(place.file), place.where);
+  } else {
+    if (place.where) text.add(", code offset 0x%zx", code_offset(place.where));
+    if (who.site.file) text.add(", after %s of %s:%d", who.call, base_name(who.site.file), who.site.line);
   }
   text.add(", seed %llu", static_cast<unsigned long long>(launch.seed));
   end_launch();
+}
+
+[[noreturn]] static void endless(Place place) {
+  fault(*hot.fiber, place, "endless loop: over %lld accesses and waits of one block",
+        static_cast<long long>(kBlockBudget));
+}
+
+static void spend_on_meeting(Site site) {
+  hot.budget -= kMeetingCost;
+  if (hot.budget < 0) endless(site);
 }
 
 }  // namespace emulator

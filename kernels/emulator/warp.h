@@ -24,8 +24,6 @@ struct Warp {
 };
 static Warp warps[kMaxThreads / kWarp];
 
-static const char* mask_lacks_caller = "the mask 0x%08x of %s lacks the calling lane %u";
-
 // Waits for the lanes of `mask` to come to the same call, for `strict` ones on the same line; the last to come calls
 // work(warp) for all. `call` is a string constant.
 template <class Work>
@@ -33,8 +31,8 @@ static void meet(uint32_t mask, const char* call, bool strict, Site site, Work w
   Fiber& me = *hot.fiber;
   Warp& warp = warps[me.warp()];
   uint32_t mine = me.lane();
+  if (!(mask >> mine & 1)) fault(me, site, "the mask 0x%08x of %s lacks the calling lane %u", mask, call, mine);
   wait_in(State::in_warp_collective, call, site, mask);
-  if (!(mask >> mine & 1)) fault(me, site, nullptr, mask_lacks_caller, mask, call, mine);
   warp.waiting |= 1u << mine;
   warp.call[mine] = call;
   warp.site[mine] = site;
@@ -43,7 +41,7 @@ static void meet(uint32_t mask, const char* call, bool strict, Site site, Work w
   for (uint32_t i = 0; complete && i < kWarp; ++i) {
     if (!(mask >> i & 1)) continue;
     complete = warp.call[i] == call && warp.mask[i] == mask &&
-               (!strict || (warp.site[i].line == site.line && strcmp(warp.site[i].file, site.file) == 0));
+               (!strict || same_site(warp.site[i], site));
   }
   if (!complete) return run_another();
   work(warp);

@@ -20,7 +20,9 @@ use super::normalise::{
     Affine, apply, gradient_residual, gradient_sums, gradient_x, group_images, group_moments, group_of_image,
     image_moments,
 };
+use super::normalise_cuda::{Cut, Norm};
 use crate::device::cpu::{self, simd};
+use crate::device::cuda::{Gpu, GpuArg, GpuOut, Values};
 use crate::error::Result;
 use crate::op::{Arg, Case, Op, expect_inputs, expect_nhwc, expect_shape, refuse};
 use crate::real::Real;
@@ -85,6 +87,21 @@ impl BatchNorm {
         match self.statistics {
             Statistics::Batch => (y[1], y[2]),
             Statistics::Running => (x[3].data, x[4].data),
+        }
+    }
+
+    /// The passes on a device, given mean and variance; `residual` says whether that input is read.
+    fn norm<'a>(&self, cut: Cut, x: &[GpuArg<'a>], given: [Values<'a>; 2], residual: bool) -> Norm<'a> {
+        Norm {
+            cut,
+            eps: self.eps,
+            act: self.act,
+            gamma: x[1].data.floats(),
+            beta: x[2].data.floats(),
+            mean: given[0].floats(),
+            var: given[1].floats(),
+            logit: None,
+            residual: residual.then(|| x[self.residual_at()].data.reals()),
         }
     }
 }
@@ -280,6 +297,47 @@ impl Op for BatchNorm {
                 with_kind!(self.act, K => gradient_residual::<K>(simd(), x, dy, a, b, r, dr));
             });
         }
+    }
+
+    fn input_in_f32(&self, i: usize) -> bool {
+        i > 0 && i != self.residual_at()
+    }
+
+    fn output_in_f32(&self, i: usize) -> bool {
+        i > 0
+    }
+
+    fn cuda_forward(&self, gpu: &Gpu, x: &[GpuArg], y: &mut [GpuOut]) -> Result<()> {
+        let cut = Cut::new(x[0].shape, self.statistics.groups(self.groups));
+        let (y, statistics) = y.split_first_mut().expect("one output at least");
+        if let [mean, var] = statistics {
+            cut.statistics(gpu, &cut.moments(gpu, x[0].data.reals())?, mean, var)?;
+        }
+        let given = match statistics {
+            [mean, var] => [mean.as_values(), var.as_values()],
+            _ => [x[3].data, x[4].data],
+        };
+        self.norm(cut, x, given, self.residual).apply(gpu, x[0].data.reals(), y)
+    }
+
+    fn cuda_backward(
+        &self,
+        gpu: &Gpu,
+        x: &[GpuArg],
+        y: &[Values],
+        dy: Values,
+        dx: &mut [Option<GpuOut>],
+    ) -> Result<()> {
+        let frozen = self.statistics == Statistics::Running;
+        let given = if frozen { [x[3].data, x[4].data] } else { [y[1], y[2]] };
+        let cut = Cut::new(x[0].shape, self.statistics.groups(self.groups));
+        let norm = self.norm(cut, x, given, self.residual && self.act != Kind::Identity);
+        let (x, dy) = (x[0].data.reals(), dy.reals());
+        let [dx, dgamma, dbeta, rest @ ..] = dx else { unreachable!("infer promises three inputs") };
+        let dresidual = if self.residual { rest.last_mut().and_then(Option::as_mut) } else { None };
+        let sums = norm.gradient_sums(gpu, x, dy)?;
+        let through = norm.gradient_statistics(gpu, &sums, None, dgamma.as_mut(), dbeta.as_mut())?;
+        norm.gradient_x(gpu, x, dy, None, (!frozen).then_some(&through), dx.as_mut(), dresidual)
     }
 
     fn flops(&self, _: &[Shape]) -> u64 {

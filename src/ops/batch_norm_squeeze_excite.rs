@@ -19,7 +19,9 @@ use serde::{Deserialize, Serialize};
 use super::activation::Kind;
 use super::batch_norm::{Statistics, moments};
 use super::normalise::{Affine, group_images, group_moments, group_of_image, image_moments};
+use super::normalise_cuda::{CudaGate, Cut, GateGradient, Norm};
 use crate::device::cpu::{self, Matrix, blocked_sums, simd, simd_fn};
+use crate::device::cuda::{Gpu, GpuArg, GpuOut, Values};
 use crate::error::Result;
 use crate::op::{Arg, Case, Op, expect_inputs, expect_nhwc, expect_shape, refuse};
 use crate::real::Real;
@@ -34,6 +36,23 @@ pub struct BatchNormSqueezeExcite {
     pub groups: usize,
     /// Where mean and variance come from.
     pub statistics: Statistics,
+}
+
+impl BatchNormSqueezeExcite {
+    /// The passes on a device, still without the gate.
+    fn norm<'a>(&self, cut: Cut, x: &[GpuArg<'a>], given: [Values<'a>; 2]) -> Norm<'a> {
+        Norm {
+            cut,
+            eps: self.eps,
+            act: Kind::HardSwish,
+            gamma: x[1].data.floats(),
+            beta: x[2].data.floats(),
+            mean: given[0].floats(),
+            var: given[1].floats(),
+            logit: None,
+            residual: None,
+        }
+    }
 }
 
 /// A matrix as stored, `[rows, cols]`, and whether its transpose is meant.
@@ -336,6 +355,53 @@ impl Op for BatchNormSqueezeExcite {
             let at = i * image..(i + 1) * image;
             gated_gradient_x(simd(), &x[0].data[at.clone()], &dy[at], a, b, &gate.gate[i * c..(i + 1) * c], &e, &f, dx);
         });
+    }
+
+    fn input_in_f32(&self, i: usize) -> bool {
+        i > 0
+    }
+
+    fn output_in_f32(&self, i: usize) -> bool {
+        i > 0
+    }
+
+    fn cuda_forward(&self, gpu: &Gpu, x: &[GpuArg], y: &mut [GpuOut]) -> Result<()> {
+        let cut = Cut::new(x[0].shape, self.statistics.groups(self.groups));
+        let [y, mean, var, deviation] = y else { unreachable!("infer promises four outputs") };
+        let moments = cut.moments(gpu, x[0].data.reals())?;
+        match self.statistics {
+            Statistics::Batch => cut.statistics(gpu, &moments, mean, var)?,
+            Statistics::Running => {
+                gpu.copy(x[5].data.floats(), &mut mean.floats())?;
+                gpu.copy(x[6].data.floats(), &mut var.floats())?;
+            }
+        }
+        let norm = self.norm(cut, x, [mean.as_values(), var.as_values()]);
+        let pooled = CudaGate::pool(&norm, gpu, &moments, deviation)?;
+        let gate = CudaGate::new(&norm, gpu, pooled, x[3].data.floats(), x[4].data.floats())?;
+        norm.with_gate(&gate).apply(gpu, x[0].data.reals(), y)
+    }
+
+    fn cuda_backward(
+        &self,
+        gpu: &Gpu,
+        x: &[GpuArg],
+        y: &[Values],
+        dy: Values,
+        dx: &mut [Option<GpuOut>],
+    ) -> Result<()> {
+        let cut = Cut::new(x[0].shape, self.statistics.groups(self.groups));
+        let (norm, deviation) = (self.norm(cut, x, [y[1], y[2]]), y[3].floats());
+        let pooled = CudaGate::pooled(&norm, gpu, deviation)?;
+        let gate = CudaGate::new(&norm, gpu, pooled, x[3].data.floats(), x[4].data.floats())?;
+        let (norm, x, dy) = (norm.with_gate(&gate), x[0].data.reals(), dy.reals());
+        let [dx, dgamma, dbeta, dv1, dv2, ..] = dx else { unreachable!("infer promises five inputs") };
+        let sums = norm.gradient_sums(gpu, x, dy)?;
+        let dpooled = gate.backward(&norm, gpu, &sums, dv1.as_mut(), dv2.as_mut())?;
+        let gradient = Some(GateGradient { dpooled: dpooled.slice(), deviation });
+        let through = norm.gradient_statistics(gpu, &sums, gradient, dgamma.as_mut(), dbeta.as_mut())?;
+        let through = (self.statistics == Statistics::Batch).then_some(&through);
+        norm.gradient_x(gpu, x, dy, gradient, through, dx.as_mut(), None)
     }
 
     fn flops(&self, _: &[Shape]) -> u64 {

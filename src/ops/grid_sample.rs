@@ -16,6 +16,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::device::cpu::{simd, simd_fn};
+use crate::device::cuda::{Gpu, GpuArg, GpuOut, Grid, SliceMut, Values, launch};
 use crate::error::Result;
 use crate::op::{Arg, Case, Op, expect_inputs, refuse};
 use crate::real::Real;
@@ -65,7 +66,10 @@ struct Sizes {
 
 impl Sizes {
     fn of<T>(x: &[Arg<T>]) -> Self {
-        let (grid, coord) = (x[0].shape, x[1].shape);
+        Self::from_shapes(x[0].shape, x[1].shape)
+    }
+
+    fn from_shapes(grid: Shape, coord: Shape) -> Self {
         Sizes { points: coord.rows(), values: grid[2..].iter().product(), rows: grid[0], cols: grid[1] }
     }
 
@@ -77,6 +81,23 @@ impl Sizes {
 
 /// Values of a cell that one task of a global read handles: a few pages.
 const SPAN: usize = 8192;
+
+/// How the kernels share the work out; the same numbers as in `kernels/grid_sample.cu`.
+mod kernel {
+    /// Threads that work on the same values.
+    pub(super) const WARP: usize = 32;
+    /// Values that they have at a time.
+    pub(super) const SPAN: usize = 128;
+    /// Points that they read one after the other.
+    pub(super) const RUN: usize = 4;
+    /// Values of a point that they add up for dcoord.
+    pub(super) const PART: usize = 512;
+    /// Points that a block places at a time for dgrid, and the cells it fills.
+    pub(super) const STAGE: usize = 256;
+    pub(super) const CELLS: usize = 16;
+    /// Blocks that keep a device busy; the points are split to make as many.
+    pub(super) const BLOCKS: usize = 512;
+}
 
 impl Op for GridSample {
     const NAME: &'static str = "grid_sample";
@@ -202,6 +223,87 @@ impl Op for GridSample {
         });
     }
 
+    fn input_in_f32(&self, i: usize) -> bool {
+        i == 0
+    }
+
+    fn output_in_f32(&self, _: usize) -> bool {
+        false
+    }
+
+    fn cuda_forward(&self, gpu: &Gpu, x: &[GpuArg], y: &mut [GpuOut]) -> Result<()> {
+        let Sizes { points, values, rows, cols } = Sizes::from_shapes(x[0].shape, x[1].shape);
+        let warps = points.div_ceil(kernel::RUN) * values.div_ceil(kernel::SPAN);
+        let (grid, coord) = (x[0].data.floats(), x[1].data.reals());
+        let threads = Grid::threads(warps * kernel::WARP);
+        launch::grid_sample_forward(gpu, threads, grid, coord, &mut y[0].reals(), points, values, rows, cols)
+    }
+
+    fn cuda_backward(
+        &self,
+        gpu: &Gpu,
+        x: &[GpuArg],
+        _: &[Values],
+        dy: Values,
+        dx: &mut [Option<GpuOut>],
+    ) -> Result<()> {
+        let Sizes { points, values, rows, cols } = Sizes::from_shapes(x[0].shape, x[1].shape);
+        let (grid, coord, dy) = (x[0].data.floats(), x[1].data.reals(), dy.reals());
+        let [dgrid, dcoord] = dx else { unreachable!("infer accepts two inputs") };
+        if let Some(dcoord) = dcoord {
+            let mut dcoord = dcoord.reals();
+            let parts = values.div_ceil(kernel::PART);
+            let each_point = Grid::threads(points * kernel::WARP);
+            if parts == 1 {
+                launch::grid_sample_backward_coord(
+                    gpu,
+                    each_point,
+                    grid,
+                    coord,
+                    dy,
+                    &mut dcoord,
+                    points,
+                    values,
+                    rows,
+                    cols,
+                )?;
+            } else {
+                let mut sums = gpu.scratch::<f64>(parts * points * 2)?;
+                let each_part = Grid::threads(parts * points * kernel::WARP);
+                launch::grid_sample_backward_coord_parts(
+                    gpu,
+                    each_part,
+                    grid,
+                    coord,
+                    dy,
+                    &mut sums.slice_mut(),
+                    points,
+                    values,
+                    rows,
+                    cols,
+                )?;
+                launch::grid_sample_backward_coord_sum(gpu, each_point, sums.slice(), &mut dcoord, parts, points)?;
+            }
+        }
+        let Some(dgrid) = dgrid else { return Ok(()) };
+        let mut dgrid = dgrid.floats();
+        let blocks = values.div_ceil(kernel::SPAN) * (rows * cols).div_ceil(kernel::CELLS);
+        let segment = points.div_ceil(kernel::BLOCKS.div_ceil(blocks)).next_multiple_of(kernel::STAGE);
+        let segments = points.div_ceil(segment.max(1)).max(1);
+        let gather = |sums: &mut SliceMut<f32>| {
+            let grid = Grid::blocks(blocks * segments);
+            launch::grid_sample_backward_grid(gpu, grid, coord, dy, sums, points, values, rows, cols, segment)
+        };
+        if segments == 1 {
+            return gather(&mut dgrid);
+        }
+        let n = rows * cols * values;
+        let mut sums = gpu.scratch::<f32>(segments * n)?;
+        gather(&mut sums.slice_mut())?;
+        let grid = Grid::blocks(n.div_ceil(kernel::WARP));
+        launch::grid_sample_backward_grid_sum(gpu, grid, sums.slice(), &mut dgrid, segments, n)
+    }
+
     fn flops(&self, _: &[Shape]) -> u64 {
         0
     }
@@ -217,6 +319,9 @@ impl Op for GridSample {
             case(&[1, 1, 3], &[6, 2], 1.2),
             // Long cells, read by parts.
             case(&[2, 1, 9000], &[2, 2], 0.9),
+            // More points than are added up in one go.
+            case(&[1, 2, 132], &[300, 2], 1.3),
+            case(&[3, 2, 1], &[700, 2], 1.3),
         ]
     }
 

@@ -12,6 +12,7 @@ mod global_avg_pool;
 mod grid_sample;
 mod mse_loss;
 mod normalise;
+mod normalise_cuda;
 mod pointwise_conv;
 mod refinement_gate;
 mod score_map;

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::device::cpu;
+use crate::device::cuda::{Gpu, GpuArg, GpuOut, Grid, Values, launch};
 use crate::error::Result;
 use crate::op::{Arg, Case, Op, expect_inputs, expect_shape, refuse};
 use crate::real::Real;
@@ -14,6 +15,9 @@ use crate::shape::Shape;
 /// See the head of this file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MseLoss {}
+
+/// Values that a block of the kernel adds up.
+const PART: usize = 8192;
 
 impl Op for MseLoss {
     const NAME: &'static str = "mse_loss";
@@ -71,12 +75,49 @@ impl Op for MseLoss {
         });
     }
 
+    fn input_in_f32(&self, _: usize) -> bool {
+        false
+    }
+
+    fn output_in_f32(&self, _: usize) -> bool {
+        true
+    }
+
+    fn cuda_forward(&self, gpu: &Gpu, x: &[GpuArg], y: &mut [GpuOut]) -> Result<()> {
+        let n = x[0].shape.numel();
+        let parts = n.div_ceil(PART);
+        let mut sums = gpu.scratch::<f64>(parts)?;
+        let (a, b) = (x[0].data.reals(), x[1].data.reals());
+        launch::mse_loss_forward(gpu, Grid::blocks(parts), a, b, &mut sums.slice_mut(), n)?;
+        launch::mse_loss_forward_sum(gpu, Grid::blocks(1), sums.slice(), &mut y[0].floats(), parts, n)
+    }
+
+    fn cuda_backward(
+        &self,
+        gpu: &Gpu,
+        x: &[GpuArg],
+        _: &[Values],
+        dy: Values,
+        dx: &mut [Option<GpuOut>],
+    ) -> Result<()> {
+        let Some(da) = &mut dx[0] else { return Ok(()) };
+        let n = x[0].shape.numel();
+        // A thread has four values, a warp 128 neighbouring ones.
+        let grid = Grid::threads(32 * n.div_ceil(128));
+        launch::mse_loss_backward(gpu, grid, x[0].data.reals(), x[1].data.reals(), dy.floats(), &mut da.reals(), n)
+    }
+
     fn flops(&self, _: &[Shape]) -> u64 {
         0
     }
 
     fn cases() -> Vec<Case<Self>> {
-        vec![Case::new(MseLoss {}, &[[2, 3, 4, 5]; 2]), Case::new(MseLoss {}, &[[1]; 2])]
+        vec![
+            Case::new(MseLoss {}, &[[2, 3, 4, 5]; 2]),
+            Case::new(MseLoss {}, &[[1]; 2]),
+            // Longer than a part of the sum.
+            Case::new(MseLoss {}, &[[9001]; 2]),
+        ]
     }
 
     fn bench_cases() -> Vec<Case<Self>> {

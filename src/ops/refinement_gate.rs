@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::device::cpu::{simd, simd_fn};
+use crate::device::cuda::{Gpu, GpuArg, GpuOut, Grid, Values, launch};
 use crate::error::Result;
 use crate::op::{Arg, Case, Op, expect_inputs, expect_nhwc, expect_shape};
 use crate::real::Real;
@@ -28,6 +29,9 @@ pub struct RefinementGate {
     /// Weight of the cosine in S.
     pub cos_weight: f64,
 }
+
+/// Threads of the kernels that share a position.
+const WARP: usize = 32;
 
 /// Smallest product of two norms that a cosine divides by.
 const COSINE_GUARD: f64 = 1e-8;
@@ -133,6 +137,55 @@ impl Op for RefinementGate {
         });
     }
 
+    fn input_in_f32(&self, _: usize) -> bool {
+        false
+    }
+
+    fn output_in_f32(&self, _: usize) -> bool {
+        false
+    }
+
+    fn cuda_forward(&self, gpu: &Gpu, x: &[GpuArg], y: &mut [GpuOut]) -> Result<()> {
+        let (positions, c) = (x[0].shape.rows(), x[0].shape.channels());
+        launch::refinement_gate_forward(
+            gpu,
+            Grid::threads(positions * WARP),
+            x[0].data.reals(),
+            x[1].data.reals(),
+            &mut y[0].reals(),
+            positions,
+            c,
+            self.mse_coef,
+            self.mse_weight,
+            self.cos_weight,
+        )
+    }
+
+    fn cuda_backward(
+        &self,
+        gpu: &Gpu,
+        x: &[GpuArg],
+        _: &[Values],
+        dy: Values,
+        dx: &mut [Option<GpuOut>],
+    ) -> Result<()> {
+        let Some(dx) = &mut dx[0] else { return Ok(()) };
+        let (positions, c) = (x[0].shape.rows(), x[0].shape.channels());
+        launch::refinement_gate_backward(
+            gpu,
+            Grid::threads(positions * WARP),
+            x[0].data.reals(),
+            x[1].data.reals(),
+            dy.reals(),
+            &mut dx.reals(),
+            positions,
+            c,
+            self.mse_coef,
+            self.mse_weight,
+            self.cos_weight,
+        )
+    }
+
     fn flops(&self, _: &[Shape]) -> u64 {
         0
     }
@@ -145,7 +198,8 @@ impl Op for RefinementGate {
             // Errors of about 12: on both sides of 10.
             Case::new(op.clone(), &[[2, 3, 4, 7]; 2]).range(0, -4.0, 4.0).range(1, -5.0, 5.0),
             Case::new(RefinementGate { mse_coef: 0.7, ..op.clone() }, &[[1, 2, 2, 33]; 2]),
-            Case::new(op, &[[1, 1, 1, 2]; 2]),
+            Case::new(op.clone(), &[[1, 1, 1, 2]; 2]),
+            Case::new(op, &[[1, 2, 3, 140]; 2]).range(0, -6.0, 6.0),
         ]
     }
 

@@ -6,6 +6,7 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::device::cuda::{Gpu, GpuArg, GpuOut, Grid, Values, launch};
 use crate::error::Result;
 use crate::op::{Arg, Case, Op, expect_inputs, expect_nhwc, expect_shape};
 use crate::real::Real;
@@ -14,6 +15,9 @@ use crate::shape::Shape;
 /// See the head of this file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ScoreMap {}
+
+/// Threads of the kernels that share a position.
+const WARP: usize = 32;
 
 impl Op for ScoreMap {
     const NAME: &'static str = "score_map";
@@ -66,12 +70,53 @@ impl Op for ScoreMap {
         self.reference_backward(x, y, dy, dx);
     }
 
+    fn input_in_f32(&self, _: usize) -> bool {
+        false
+    }
+
+    fn output_in_f32(&self, _: usize) -> bool {
+        true
+    }
+
+    fn cuda_forward(&self, gpu: &Gpu, x: &[GpuArg], y: &mut [GpuOut]) -> Result<()> {
+        let (positions, c) = (x[0].shape.rows(), x[0].shape.channels());
+        let (a, b) = (x[0].data.reals(), x[1].data.reals());
+        launch::score_map_forward(gpu, Grid::threads(positions * WARP), a, b, &mut y[0].floats(), positions, c)
+    }
+
+    fn cuda_backward(
+        &self,
+        gpu: &Gpu,
+        x: &[GpuArg],
+        y: &[Values],
+        dy: Values,
+        dx: &mut [Option<GpuOut>],
+    ) -> Result<()> {
+        let Some(dx) = &mut dx[0] else { return Ok(()) };
+        let (positions, c) = (x[0].shape.rows(), x[0].shape.channels());
+        launch::score_map_backward(
+            gpu,
+            Grid::threads(positions * WARP),
+            x[0].data.reals(),
+            x[1].data.reals(),
+            y[0].floats(),
+            dy.floats(),
+            &mut dx.reals(),
+            positions,
+            c,
+        )
+    }
+
     fn flops(&self, _: &[Shape]) -> u64 {
         0
     }
 
     fn cases() -> Vec<Case<Self>> {
-        vec![Case::new(ScoreMap {}, &[[2, 3, 4, 5]; 2]), Case::new(ScoreMap {}, &[[1, 1, 1, 1]; 2])]
+        vec![
+            Case::new(ScoreMap {}, &[[2, 3, 4, 5]; 2]),
+            Case::new(ScoreMap {}, &[[1, 1, 1, 1]; 2]),
+            Case::new(ScoreMap {}, &[[1, 2, 2, 140]; 2]),
+        ]
     }
 
     fn bench_cases() -> Vec<Case<Self>> {

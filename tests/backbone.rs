@@ -1,6 +1,9 @@
 //! Both backbones against PyTorch (`fixtures/README.md`, "Backbones"), with weights both sides compute from a formula,
 //! and what a weight file must have.
 
+#[path = "common/device.rs"]
+mod device;
+
 use std::path::{Path, PathBuf};
 
 use grad::Error;
@@ -237,46 +240,6 @@ fn lite0_agrees_with_pytorch() {
     agrees(&fixture, "shipped", &shipped);
 }
 
-/// On the emulated device, in every precision.
-fn agrees_on_a_device(fixture: &Fixture, weights: &str, backbone: &Backbone) {
-    let x = fixture.tensor("x");
-    for precision in Precision::ALL {
-        let gpu = Gpu::emulated(precision).unwrap();
-        let there = backbone.to(&Device::Gpu(gpu.clone())).unwrap();
-        let got = there.forward(&x.to_gpu(&gpu, false).unwrap()).unwrap().to_host().unwrap();
-        assert_eq!(got.shape(), fixture.tensor(&format!("{weights}.neck")).shape());
-        fixture.compare(weights, "neck", got.data(), precision.coarseness());
-    }
-}
-
-#[test]
-fn b4_agrees_with_pytorch_on_a_device() {
-    let backbone = load(Network::B4, &weight_file(Network::B4, |_, _, _| {})).unwrap();
-    agrees_on_a_device(&Fixture::open("backbone_b4.safetensors"), "formula", &backbone);
-}
-
-#[test]
-fn lite0_agrees_with_pytorch_on_a_device() {
-    agrees_on_a_device(&Fixture::open("backbone_lite0.safetensors"), "shipped", &Backbone::lite0().unwrap());
-}
-
-#[test]
-fn on_a_device_a_picture_gets_the_same_bits_alone_and_in_a_batch() {
-    let values: Vec<f32> = (0..5 * 32 * 32 * 3).map(|i| (bits("batch", i as u64) >> 40) as f32 / 8e6 - 1.0).collect();
-    let pictures: Vec<&[f32]> = values.chunks(32 * 32 * 3).collect();
-    for precision in Precision::ALL {
-        let gpu = Gpu::emulated(precision).unwrap();
-        let backbone = Backbone::lite0().unwrap().to(&Device::Gpu(gpu)).unwrap();
-        let run =
-            |pictures: &[&[f32]]| backbone.forward(&backbone.input(32, pictures).unwrap()).unwrap().to_host().unwrap();
-        let batch = run(&pictures);
-        let each = batch.data().chunks(4 * 4 * 152);
-        for (picture, want) in pictures.iter().zip(each) {
-            assert_eq!(run(&[picture]).data(), want, "{precision:?}");
-        }
-    }
-}
-
 #[test]
 fn normalisation_is_the_networks_own() {
     let (lite0, b4) = (Backbone::lite0().unwrap(), Network::B4);
@@ -367,4 +330,75 @@ fn weight_files_that_do_not_fit_are_refused_by_name() {
     refused(&broken, lite0, &[at, "NaN at position 100"]);
     let missing = Backbone::load(lite0, Path::new("no/such/file")).err().unwrap();
     assert!(matches!(&missing, Error::Io { action: "read", .. }), "{missing}");
+}
+
+/// On a device, in every precision: as near as arithmetic that coarse can be expected to come.
+fn agrees_on_a_device(open: impl Fn(Precision) -> Option<Gpu>, fixture: &Fixture, weights: &str, backbone: &Backbone) {
+    let x = fixture.tensor("x");
+    for gpu in Precision::ALL.into_iter().filter_map(open) {
+        let there = backbone.to(&Device::Gpu(gpu.clone())).unwrap();
+        let got = there.forward(&x.to_gpu(&gpu, false).unwrap()).unwrap().to_host().unwrap();
+        assert_eq!(got.shape(), fixture.tensor(&format!("{weights}.neck")).shape());
+        fixture.compare(weights, "neck", got.data(), gpu.precision().coarseness());
+    }
+}
+
+fn b4_agrees_on_a_device(open: impl Fn(Precision) -> Option<Gpu>) {
+    let backbone = load(Network::B4, &weight_file(Network::B4, |_, _, _| {})).unwrap();
+    agrees_on_a_device(open, &Fixture::open("backbone_b4.safetensors"), "formula", &backbone);
+}
+
+fn lite0_agrees_on_a_device(open: impl Fn(Precision) -> Option<Gpu>) {
+    agrees_on_a_device(open, &Fixture::open("backbone_lite0.safetensors"), "shipped", &Backbone::lite0().unwrap());
+}
+
+/// However many pictures go together, and however the products are tiled for that many.
+fn a_picture_gets_the_same_bits_in_any_batch(open: impl Fn(Precision) -> Option<Gpu>) {
+    let values: Vec<f32> = (0..5 * 32 * 32 * 3).map(|i| (bits("batch", i as u64) >> 40) as f32 / 8e6 - 1.0).collect();
+    let pictures: Vec<&[f32]> = values.chunks(32 * 32 * 3).collect();
+    for gpu in Precision::ALL.into_iter().filter_map(open) {
+        let backbone = Backbone::lite0().unwrap().to(&Device::Gpu(gpu)).unwrap();
+        let run = |pictures: &[&[f32]]| {
+            let x = backbone.input(32, pictures).unwrap();
+            backbone.forward(&x).unwrap().to_host().unwrap()
+        };
+        let batch = run(&pictures);
+        for (picture, want) in pictures.iter().zip(batch.data().chunks(4 * 4 * 152)) {
+            assert_eq!(run(&[picture]).data(), want, "{:?}", backbone.gpu());
+        }
+    }
+}
+
+mod emulated {
+    #[test]
+    fn b4_agrees_with_pytorch() {
+        super::b4_agrees_on_a_device(super::device::emulated);
+    }
+
+    #[test]
+    fn lite0_agrees_with_pytorch() {
+        super::lite0_agrees_on_a_device(super::device::emulated);
+    }
+
+    #[test]
+    fn a_picture_gets_the_same_bits_in_any_batch() {
+        super::a_picture_gets_the_same_bits_in_any_batch(super::device::emulated);
+    }
+}
+
+mod hardware {
+    #[test]
+    fn b4_agrees_with_pytorch() {
+        super::b4_agrees_on_a_device(super::device::hardware);
+    }
+
+    #[test]
+    fn lite0_agrees_with_pytorch() {
+        super::lite0_agrees_on_a_device(super::device::hardware);
+    }
+
+    #[test]
+    fn a_picture_gets_the_same_bits_in_any_batch() {
+        super::a_picture_gets_the_same_bits_in_any_batch(super::device::hardware);
+    }
 }

@@ -176,10 +176,10 @@ impl Hardware {
         let count = device::get_count().when("counting devices")?;
         let wanted = c_int::try_from(ordinal).ok().filter(|&n| n < count);
         let Some(wanted) = wanted else {
-            let help = if count == 0 {
-                USE_CPU.to_string()
-            } else {
-                format!("devices are counted from 0: use cuda:0 to cuda:{}", count - 1)
+            let help = match count {
+                0 => USE_CPU.to_string(),
+                1 => "the only one is cuda:0; or use --device cpu".to_string(),
+                _ => format!("they are cuda:0 to cuda:{}; or use --device cpu", count - 1),
             };
             return Err(Error::Device { what: format!("there is no CUDA device {ordinal} ({count} found)"), help });
         };

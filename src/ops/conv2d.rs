@@ -9,8 +9,11 @@
 use serde::{Deserialize, Serialize};
 
 use super::activation::{Kind, bias_and_activation};
-use super::pointwise_conv::{bias_gradient, defined_through_activation, through_activation};
+use super::pointwise_conv::{
+    LaidOut, Tiling, bias_gradient, bias_gradient_on, defined_through_activation, dz_on, through_activation,
+};
 use crate::device::cpu::{self, ConvGeometry};
+use crate::device::cuda::{DeviceVec, Gpu, GpuArg, GpuOut, Real as Stored, Slice, SliceMut, Values, launch};
 use crate::error::Result;
 use crate::op::{Arg, Case, Op, expect_inputs, expect_nhwc, expect_shape, refuse};
 use crate::real::Real;
@@ -78,6 +81,66 @@ impl Conv2d {
             }
         });
     }
+}
+
+impl Conv2d {
+    /// `y = act(x * w + bias)`, or with dy: `y = dy · act'(x * w + bias)`.
+    fn apply(&self, gpu: &Gpu, x: &[GpuArg], dy: Option<Slice<Stored>>, y: &mut SliceMut<Stored>) -> Result<()> {
+        let g = self.geometry(x[0].shape, x[1].shape);
+        let w = LaidOut::new(gpu, x[1].data.floats(), [g.kh * g.kw * g.ci, g.co])?;
+        let bias = x.get(2).map(|bias| bias.data.floats());
+        patches_product(gpu, &g, true, x[0].data.reals(), &w, bias, dy, y, self.act)
+    }
+}
+
+/// Patches times weights, `forward` from x to y, or back from dy to dx; see `kernels/conv_patches.cuh`.
+#[allow(clippy::too_many_arguments)]
+fn patches_product(
+    gpu: &Gpu,
+    g: &ConvGeometry,
+    forward: bool,
+    x: Slice<Stored>,
+    w: &LaidOut,
+    bias: Option<Slice<f32>>,
+    dy: Option<Slice<Stored>>,
+    y: &mut SliceMut<Stored>,
+    act: Kind,
+) -> Result<()> {
+    let (inner, outer) = ([g.h, g.w, g.ci], [g.out_h(), g.out_w(), g.co]);
+    let (read, written) = if forward { (inner, outer) } else { (outer, inner) };
+    let (stride, apart, direction) = if forward { (g.stride, 1, 1) } else { (1, g.stride, -1) };
+    let [top, left] = [g.pad[0], g.pad[2]].map(|pad| -direction * pad as i32);
+    let ([height, width, channels], [out_height, out_width, n]) = (read, written);
+    let m = g.n * out_height * out_width;
+    // Steps apart are found one by one only: lines of odd length make it so.
+    let line = if apart == 1 { channels } else { 1 };
+    let tiling = Tiling::new(gpu, &[line], [m, n], 1);
+    launch::conv2d_forward(
+        gpu,
+        tiling.grid([m, n], 1),
+        x,
+        w.values.slice(),
+        bias,
+        dy,
+        y,
+        m,
+        n,
+        w.pitch,
+        height,
+        width,
+        channels,
+        out_height,
+        out_width,
+        g.kh * g.kw,
+        g.kw,
+        stride,
+        apart,
+        direction,
+        top,
+        left,
+        act as usize,
+        tiling as usize,
+    )
 }
 
 impl Op for Conv2d {
@@ -160,6 +223,68 @@ impl Op for Conv2d {
         }
     }
 
+    fn input_in_f32(&self, i: usize) -> bool {
+        i > 0
+    }
+
+    fn output_in_f32(&self, _: usize) -> bool {
+        false
+    }
+
+    fn cuda_forward(&self, gpu: &Gpu, x: &[GpuArg], y: &mut [GpuOut]) -> Result<()> {
+        self.apply(gpu, x, None, &mut y[0].reals())
+    }
+
+    fn cuda_backward(
+        &self,
+        gpu: &Gpu,
+        x: &[GpuArg],
+        _: &[Values],
+        dy: Values,
+        dx: &mut [Option<GpuOut>],
+    ) -> Result<()> {
+        let g = self.geometry(x[0].shape, x[1].shape);
+        let buffer = dz_on(gpu, self.act, dy.reals(), |dy, dz| self.apply(gpu, x, Some(dy), dz))?;
+        let dz = buffer.as_ref().map_or(dy.reals(), DeviceVec::slice);
+        if let Some(dx) = &mut dx[0] {
+            let w = LaidOut::transposed(gpu, x[1].data.floats(), [g.kh * g.kw, g.ci, g.co])?;
+            patches_product(gpu, &g, false, dz, &w, None, None, &mut dx.reals(), Kind::Identity)?;
+        }
+        if let Some(dw) = &mut dx[1] {
+            let (x, rows, positions) = (x[0].data.reals(), g.kh * g.kw * g.ci, g.out_rows());
+            let (tiling, slabs) = Tiling::with_slabs(gpu, &[g.ci, g.co], [rows, g.co], positions);
+            slabs.sum(gpu, rows * g.co, &mut dw.floats(), |partial, slab| {
+                let (grid, [top, left]) =
+                    (tiling.grid([rows, g.co], slabs.count), [g.pad[0], g.pad[2]].map(|p| -(p as i32)));
+                launch::conv2d_weight_gradient(
+                    gpu,
+                    grid,
+                    x,
+                    dz,
+                    partial,
+                    positions,
+                    g.co,
+                    g.h,
+                    g.w,
+                    g.ci,
+                    g.out_h(),
+                    g.out_w(),
+                    g.kh * g.kw,
+                    g.kw,
+                    g.stride,
+                    top,
+                    left,
+                    slab,
+                    tiling as usize,
+                )
+            })?;
+        }
+        if let Some(Some(dbias)) = dx.get_mut(2) {
+            bias_gradient_on(gpu, dz, &mut dbias.floats())?;
+        }
+        Ok(())
+    }
+
     fn flops(&self, x: &[Shape]) -> u64 {
         let g = self.geometry(x[0], x[1]);
         2 * (g.n * g.out_h() * g.out_w()) as u64 * x[1].numel() as u64
@@ -175,6 +300,8 @@ impl Op for Conv2d {
             case(1, [0, 0, 0, 0], Kind::Swish, &[&[1, 5, 5, 2], &[3, 3, 2, 3], &[3]]),
             case(1, [1, 1, 1, 1], Kind::Identity, &[&[1, 1, 1, 2], &[3, 3, 2, 2]]),
             case(2, [2, 1, 1, 2], Kind::Identity, &[&[1, 5, 6, 2], &[5, 5, 2, 3]]),
+            case(1, [1, 1, 1, 1], Kind::Relu, &[&[2, 5, 6, 8], &[3, 3, 8, 16], &[16]]),
+            case(2, [0, 1, 0, 1], Kind::Identity, &[&[1, 6, 6, 8], &[3, 3, 8, 8]]),
         ]
     }
 

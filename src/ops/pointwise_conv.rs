@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 use super::activation::{Kind, activation_backward, bias_and_activation};
 use crate::buffer::Buffer;
 use crate::device::cpu::{self, Matrix};
+use crate::device::cuda::{
+    DeviceVec, Gpu, GpuArg, GpuOut, Grid, Precision, Real as Stored, Slice, SliceMut, Values, launch,
+};
 use crate::error::Result;
 use crate::op::{Arg, Case, Op, expect_inputs, expect_shape, refuse};
 use crate::real::Real;
@@ -35,6 +38,20 @@ impl PointwiseConv {
                 *y = x_row.iter().enumerate().map(|(i, &v)| v * x[1].data[i * b + k]).sum::<T>() + bias;
             }
         }
+    }
+}
+
+impl PointwiseConv {
+    /// `y = act(x · w + bias)`, or with dy: `y = dy · act'(x · w + bias)`.
+    fn apply(&self, gpu: &Gpu, x: &[GpuArg], dy: Option<Slice<Stored>>, y: &mut SliceMut<Stored>) -> Result<()> {
+        let (a, b) = (x[1].shape[0], x[1].shape[1]);
+        let (m, bias) = (y.len() / b, x.get(2).map(|bias| bias.data.floats()));
+        let (x, w) = (x[0].data.reals(), x[1].data.floats());
+        if b <= NARROW {
+            let grid = Grid::blocks(m.div_ceil(32));
+            return launch::pointwise_conv_narrow_forward(gpu, grid, x, w, bias, dy, y, m, a, b, self.act as usize);
+        }
+        product(gpu, x, &LaidOut::new(gpu, w, [a, b])?, bias, dy, y, [m, b, a], self.act)
     }
 }
 
@@ -125,6 +142,62 @@ impl Op for PointwiseConv {
         }
     }
 
+    fn input_in_f32(&self, i: usize) -> bool {
+        i > 0
+    }
+
+    fn output_in_f32(&self, _: usize) -> bool {
+        false
+    }
+
+    fn cuda_forward(&self, gpu: &Gpu, x: &[GpuArg], y: &mut [GpuOut]) -> Result<()> {
+        self.apply(gpu, x, None, &mut y[0].reals())
+    }
+
+    fn cuda_backward(
+        &self,
+        gpu: &Gpu,
+        x: &[GpuArg],
+        _: &[Values],
+        dy: Values,
+        dx: &mut [Option<GpuOut>],
+    ) -> Result<()> {
+        let (a, b) = (x[1].shape[0], x[1].shape[1]);
+        let m = dy.len() / b;
+        let buffer = dz_on(gpu, self.act, dy.reals(), |dy, dz| self.apply(gpu, x, Some(dy), dz))?;
+        let dz = buffer.as_ref().map_or(dy.reals(), DeviceVec::slice);
+        if let Some(dx) = &mut dx[0] {
+            let w = x[1].data.floats();
+            if b <= NARROW {
+                let grid = Grid::threads(if a % 4 == 0 { m * a / 4 } else { m * a });
+                launch::pointwise_conv_narrow_input_gradient(gpu, grid, dz, w, &mut dx.reals(), m, a, b)?;
+            } else {
+                let w = LaidOut::transposed(gpu, w, [1, a, b])?;
+                product(gpu, dz, &w, None, None, &mut dx.reals(), [m, a, b], Kind::Identity)?;
+            }
+        }
+        if let Some(dw) = &mut dx[1] {
+            let x = x[0].data.reals();
+            if b <= NARROW {
+                let slabs = Slabs::new(gpu, m, a.div_ceil(256), 32);
+                slabs.sum(gpu, a * b, &mut dw.floats(), |partial, slab| {
+                    let grid = Grid::blocks2(a.div_ceil(256), slabs.count);
+                    launch::pointwise_conv_narrow_weight_gradient(gpu, grid, x, dz, partial, m, a, b, slab)
+                })?;
+            } else {
+                let (tiling, slabs) = Tiling::with_slabs(gpu, &[a, b], [a, b], m);
+                slabs.sum(gpu, a * b, &mut dw.floats(), |partial, slab| {
+                    let grid = tiling.grid([a, b], slabs.count);
+                    launch::pointwise_conv_weight_gradient(gpu, grid, x, dz, partial, m, a, b, slab, tiling as usize)
+                })?;
+            }
+        }
+        if let Some(Some(dbias)) = dx.get_mut(2) {
+            bias_gradient_on(gpu, dz, &mut dbias.floats())?;
+        }
+        Ok(())
+    }
+
     fn flops(&self, x: &[Shape]) -> u64 {
         2 * (x[0].numel() * x[1].channels()) as u64
     }
@@ -139,6 +212,8 @@ impl Op for PointwiseConv {
             case(Kind::Swish, &[&[3, 5], &[5, 2], &[2]]),
             case(Kind::Identity, &[&[1, 1], &[1, 1], &[1]]),
             case(Kind::HardSwish, &[&[1, 5, 5, 3], &[3, 33]]),
+            case(Kind::Swish, &[&[1, 9, 10, 16], &[16, 24], &[24]]),
+            case(Kind::Identity, &[&[4, 10, 11, 8], &[8, 112]]),
         ]
     }
 
@@ -186,4 +261,147 @@ pub(super) fn through_activation(act: Kind, dy: &[f32], forward: impl FnOnce(&mu
 pub(super) fn bias_gradient(dz: &[f32], dbias: &mut [f32]) {
     let sums = cpu::column_sums(dz, dbias.len());
     dbias.iter_mut().zip(sums).for_each(|(d, s)| *d = s as f32);
+}
+
+/// Up to so many outputs have kernels of their own, see `kernels/pointwise_conv.cu`.
+const NARROW: usize = 8;
+
+/// `y [m, n] = act(x [m, k] · w [k, n] + bias)` by tiles, or with dy as in [`PointwiseConv::apply`].
+#[allow(clippy::too_many_arguments)]
+fn product(
+    gpu: &Gpu,
+    x: Slice<Stored>,
+    w: &LaidOut,
+    bias: Option<Slice<f32>>,
+    dy: Option<Slice<Stored>>,
+    y: &mut SliceMut<Stored>,
+    [m, n, k]: [usize; 3],
+    act: Kind,
+) -> Result<()> {
+    let tiling = Tiling::new(gpu, &[k], [m, n], 1);
+    let (grid, w, pitch) = (tiling.grid([m, n], 1), w.values.slice(), w.pitch);
+    launch::pointwise_conv_forward(gpu, grid, x, w, bias, dy, y, m, n, k, pitch, act as usize, tiling as usize)
+}
+
+/// Weights as `kernels/gemm.cuh` reads them: rounded to the storage type, lines padded to 16 bytes.
+pub(super) struct LaidOut {
+    pub values: DeviceVec<Stored>,
+    /// From line to line.
+    pub pitch: usize,
+}
+
+impl LaidOut {
+    /// `w [rows, columns]` as it is.
+    pub fn new(gpu: &Gpu, w: Slice<f32>, [rows, columns]: [usize; 2]) -> Result<Self> {
+        let pitch = columns.next_multiple_of(8);
+        let mut values = gpu.scratch(rows * pitch)?;
+        let grid = Grid::threads(rows * pitch);
+        launch::pointwise_conv_lay_out_weights(gpu, grid, w, &mut values.slice_mut(), rows, columns, pitch)?;
+        Ok(LaidOut { values, pitch })
+    }
+
+    /// Each of the matrices `w [matrices, rows, columns]` transposed.
+    pub fn transposed(gpu: &Gpu, w: Slice<f32>, [matrices, rows, columns]: [usize; 3]) -> Result<Self> {
+        let pitch = rows.next_multiple_of(8);
+        let mut values = gpu.scratch(matrices * columns * pitch)?;
+        let grid = Grid::blocks2(pitch.div_ceil(32) * columns.div_ceil(32), matrices);
+        launch::pointwise_conv_transpose_weights(gpu, grid, w, &mut values.slice_mut(), rows, columns, pitch)?;
+        Ok(LaidOut { values, pitch })
+    }
+}
+
+/// How a product is cut, see `kernels/gemm.cuh`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tiling {
+    /// Small tiles, values copied one by one.
+    OneByOne,
+    Small,
+    Large,
+}
+
+impl Tiling {
+    /// For `c [m, n]`, when each of `slabs` slabs of k has blocks of its own. `lines`: lengths of the lines of both
+    /// operands; 16 bytes of them are copied at once if all lines begin at a multiple of 16 bytes.
+    pub fn new(gpu: &Gpu, lines: &[usize], size: [usize; 2], slabs: usize) -> Self {
+        let together = if gpu.precision() == Precision::Bf16 { 8 } else { 4 };
+        if lines.iter().any(|line| line % together != 0) {
+            return Tiling::OneByOne;
+        }
+        // A large tile is four small ones, and faster where it is not mostly empty and does not leave the device idle.
+        let (large, small) = (Tiling::Large.tiles(size), Tiling::Small.tiles(size));
+        let full = 16 * large <= 5 * small && large * slabs >= gpu.multiprocessors();
+        if full { Tiling::Large } else { Tiling::Small }
+    }
+
+    /// For a sum over many positions, also cut into slabs.
+    pub fn with_slabs(gpu: &Gpu, lines: &[usize], size: [usize; 2], positions: usize) -> (Self, Slabs) {
+        const LEAST: usize = 256;
+        let tiling = Self::new(gpu, lines, size, positions.div_ceil(LEAST));
+        (tiling, Slabs::new(gpu, positions, tiling.tiles(size), LEAST))
+    }
+
+    fn tiles(self, [m, n]: [usize; 2]) -> usize {
+        let [rows, columns] = if self == Tiling::Large { [128, 112] } else { [64, 56] };
+        m.div_ceil(rows) * n.div_ceil(columns)
+    }
+
+    /// One block for each tile and slab, with `SHARED_BYTES` of `kernels/gemm.cuh`.
+    pub fn grid(self, size: [usize; 2], slabs: usize) -> Grid {
+        let shared = if self == Tiling::Large { 71_680 } else { 34_816 };
+        Grid::blocks2(self.tiles(size), slabs).shared(shared)
+    }
+}
+
+/// A sum over positions in parts: every slab is summed by itself, then the slabs are added in order.
+pub(super) struct Slabs {
+    pub count: usize,
+    /// Positions of a slab.
+    size: usize,
+}
+
+impl Slabs {
+    /// Enough slabs to occupy the device twice when each has `blocks` blocks, but none with less than `least` positions.
+    pub fn new(gpu: &Gpu, positions: usize, blocks: usize, least: usize) -> Self {
+        let wanted = (2 * gpu.multiprocessors()).div_ceil(blocks.max(1));
+        let size = positions.div_ceil(wanted).max(least).next_multiple_of(32);
+        Slabs { count: positions.div_ceil(size), size }
+    }
+
+    /// `total = Σ partial[slab]`, which `fill(partial, positions of a slab)` computes.
+    pub fn sum(
+        &self,
+        gpu: &Gpu,
+        n: usize,
+        total: &mut SliceMut<f32>,
+        fill: impl FnOnce(&mut SliceMut<f32>, usize) -> Result<()>,
+    ) -> Result<()> {
+        let mut partial = gpu.scratch(self.count * n)?;
+        fill(&mut partial.slice_mut(), self.size)?;
+        launch::pointwise_conv_add_slabs(gpu, Grid::blocks(n.div_ceil(32)), partial.slice(), total, self.count, n)
+    }
+}
+
+/// [`through_activation`] on a device; nothing where dz is dy. `gradient(dy, dz)` computes it.
+pub(super) fn dz_on(
+    gpu: &Gpu,
+    act: Kind,
+    dy: Slice<Stored>,
+    gradient: impl FnOnce(Slice<Stored>, &mut SliceMut<Stored>) -> Result<()>,
+) -> Result<Option<DeviceVec<Stored>>> {
+    if act == Kind::Identity {
+        return Ok(None);
+    }
+    let mut dz = gpu.scratch(dy.len())?;
+    gradient(dy, &mut dz.slice_mut())?;
+    Ok(Some(dz))
+}
+
+/// [`bias_gradient`] on a device.
+pub(super) fn bias_gradient_on(gpu: &Gpu, dz: Slice<Stored>, dbias: &mut SliceMut<f32>) -> Result<()> {
+    let b = dbias.len();
+    let (m, blocks) = (dz.len() / b, b.div_ceil(16));
+    let slabs = Slabs::new(gpu, m, blocks, 256);
+    slabs.sum(gpu, b, dbias, |partial, slab| {
+        launch::pointwise_conv_bias_gradient(gpu, Grid::blocks2(blocks, slabs.count), dz, partial, m, b, slab)
+    })
 }

@@ -1,0 +1,42 @@
+// What happens to finished values of a matrix product on their way to memory, V neighbours of a row at a time.
+//
+//   BiasActivation   y = act(z + bias), or with dy: y = dy act'(z + bias), the gradient before the activation
+//   Plain            f32 sums as they are
+#pragma once
+
+#include "activation.cuh"
+#include "vector.cuh"
+
+struct BiasActivation {
+    const float* bias_or_null;
+    const real* dy_or_null;
+    real* y;
+    uint32_t n, act;
+
+    template <uint32_t V>
+    __device__ __forceinline__ void operator()(uint32_t row, uint32_t column, Floats<V> z) const {
+        const uint32_t at = row * n + column;
+        if (bias_or_null != nullptr) {
+            // One by one: a bias is a stretch of a long list of parameters and may start anywhere.
+#pragma unroll
+            for (uint32_t i = 0; i < V; ++i) z.at[i] += bias_or_null[column + i];
+        }
+        if (dy_or_null != nullptr) {
+            const auto gradient = [&](float v, float dy) { return dy * act_slope(act, v); };
+            z = zip(gradient, z, load<V>(dy_or_null + at));
+        } else {
+            z = zip([&](float v) { return act_value(act, v); }, z);
+        }
+        store<V>(y + at, z);
+    }
+};
+
+struct Plain {
+    float* y;
+    uint32_t n;
+
+    template <uint32_t V>
+    __device__ __forceinline__ void operator()(uint32_t row, uint32_t column, Floats<V> sums) const {
+        store<V>(y + row * n + column, sums);
+    }
+};

@@ -9,7 +9,8 @@ extern "C" __global__ __launch_bounds__(256) void activation_forward(const real*
 
 extern "C" __global__ __launch_bounds__(256) void activation_backward(const real* __restrict__ x,
                                                                       const real* __restrict__ dy,
-                                                                      real* __restrict__ dx, uint32_t kind, uint32_t n) {
+                                                                      real* __restrict__ dx, uint32_t kind,
+                                                                      uint32_t n) {
     with_kind(kind, [=](auto k) {
         map(dx, n, [](float x, float dy) { return dy * act_slope<decltype(k)::kind>(x); }, x, dy);
     });

@@ -1,12 +1,13 @@
 // The element-wise non-linearities, as in src/ops/activation.rs: value act(z) and derivative act'(z).
 //
-// The kinds are numbered as the variants of `Kind` there. Comparisons are written so that a NaN comes out as a NaN, which
-// fminf and fmaxf would swallow. At a kink the derivative is the one that `Kind::slope` chooses.
+// The kinds are numbered as the variants of `Kind` there. Comparisons are written so that a NaN comes out as a NaN,
+// which fminf and fmaxf would swallow. At a kink the derivative is the one that `Kind::slope` chooses.
 #pragma once
 
 #include "common.cuh"
 
-constexpr uint32_t IDENTITY = 0, RELU = 1, RELU6 = 2, HARD_SIGMOID = 3, HARD_SWISH = 4, SIGMOID = 5, SWISH = 6, TANH = 7;
+constexpr uint32_t IDENTITY = 0, RELU = 1, RELU6 = 2, HARD_SIGMOID = 3;
+constexpr uint32_t HARD_SWISH = 4, SIGMOID = 5, SWISH = 6, TANH = 7;
 
 __device__ __forceinline__ float relu(float z) { return z < 0.0f ? 0.0f : z; }
 __device__ __forceinline__ float relu6(float z) { return z > 6.0f ? 6.0f : relu(z); }

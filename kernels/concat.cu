@@ -1,5 +1,5 @@
-// y[r] = (a[r], b[r]): rows of `a_channels` and of `b_channels` values become rows of their sum. Backward is the way back;
-// a gradient that nobody asked for is null.
+// y[r] = (a[r], b[r]): rows of `a_channels` and of `b_channels` values become rows of both. Backward is the way back; a
+// gradient that nobody asked for is null.
 #include "vector.cuh"
 
 template <uint32_t V>

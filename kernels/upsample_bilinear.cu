@@ -1,7 +1,8 @@
 // Bilinear resampling with aligned corners, x: [N, H, W, C] to y: [N, H', W', C], and its transposed map.
 //
-// Output i of an axis lies at position i (in - 1) / (out - 1) of the input. That fraction is kept in integers: its whole
-// part is the lower source, its rest the weight of the upper one, so that no position is a rounding off a whole one.
+// Output i of an axis lies at position i (in - 1) / (out - 1) of the input. That fraction is kept in integers: its
+// whole part is the lower source, its rest the weight of the upper one, so that no position is a rounding off a whole
+// one.
 //
 // A block has neighbouring values of one row of the map it writes; everything about the row is the same for all of it.
 #include "vector.cuh"

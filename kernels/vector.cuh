@@ -1,6 +1,7 @@
 // V neighbouring values, as floats: the unit in which the memory-bound kernels read and write.
 //
-// V is 4 where the number of channels allows it (one access of 16 bytes, 8 in bf16) and 1 elsewhere. T is `real` or `float`.
+// V is 4 where the number of channels allows it (one access of 16 bytes, 8 in bf16) and 1 elsewhere. T is `real` or
+// `float`.
 #pragma once
 
 #include "common.cuh"

@@ -17,6 +17,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::device::cpu::{self, sigmoid_f32, simd, simd_fn, tanh_f32};
+use crate::device::cuda::{Gpu, GpuArg, GpuOut, Grid, Values, launch};
 use crate::error::Result;
 use crate::op::{Arg, Case, Op, expect_inputs};
 use crate::real::Real;
@@ -245,12 +246,44 @@ impl Op for Activation {
         }
     }
 
+    fn input_in_f32(&self, _: usize) -> bool {
+        false
+    }
+
+    fn output_in_f32(&self, _: usize) -> bool {
+        false
+    }
+
+    fn cuda_forward(&self, gpu: &Gpu, x: &[GpuArg], y: &mut [GpuOut]) -> Result<()> {
+        let n = y[0].len();
+        let (x, kind) = (x[0].data.reals(), self.kind as usize);
+        launch::activation_forward(gpu, Grid::threads(n.div_ceil(8)), x, &mut y[0].reals(), kind, n)
+    }
+
+    fn cuda_backward(
+        &self,
+        gpu: &Gpu,
+        x: &[GpuArg],
+        _: &[Values],
+        dy: Values,
+        dx: &mut [Option<GpuOut>],
+    ) -> Result<()> {
+        let Some(dx) = &mut dx[0] else { return Ok(()) };
+        let n = dx.len();
+        let (x, kind) = (x[0].data.reals(), self.kind as usize);
+        launch::activation_backward(gpu, Grid::threads(n.div_ceil(8)), x, dy.reals(), &mut dx.reals(), kind, n)
+    }
+
     fn flops(&self, _: &[Shape]) -> u64 {
         0
     }
 
     fn cases() -> Vec<Case<Self>> {
-        Kind::ALL.map(|kind| Case::new(Activation { kind }, &[[2, 3, 5, 7]]).range(0, -8.0, 8.0)).to_vec()
+        let case = |kind, shape: [usize; 4]| Case::new(Activation { kind }, &[shape]).range(0, -8.0, 8.0);
+        let mut cases = Kind::ALL.map(|kind| case(kind, [2, 3, 5, 7])).to_vec();
+        // More than a whole block of the kernels.
+        cases.push(case(Kind::Swish, [2, 23, 5, 9]));
+        cases
     }
 
     fn bench_cases() -> Vec<Case<Self>> {

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::device::cpu;
+use crate::device::cuda::{Gpu, GpuArg, GpuOut, Grid, Values, launch};
 use crate::error::Result;
 use crate::op::{Arg, Case, Op, expect_inputs, expect_shape};
 use crate::real::Real;
@@ -58,12 +59,37 @@ impl Op for Add {
         self.reference_backward(x, y, dy, dx);
     }
 
+    fn input_in_f32(&self, _: usize) -> bool {
+        false
+    }
+
+    fn output_in_f32(&self, _: usize) -> bool {
+        false
+    }
+
+    fn cuda_forward(&self, gpu: &Gpu, x: &[GpuArg], y: &mut [GpuOut]) -> Result<()> {
+        let n = y[0].len();
+        let [a, b] = [x[0], x[1]].map(|x| x.data.reals());
+        launch::add_forward(gpu, Grid::threads(n.div_ceil(8)), a, b, &mut y[0].reals(), n)
+    }
+
+    fn cuda_backward(
+        &self,
+        gpu: &Gpu,
+        _: &[GpuArg],
+        _: &[Values],
+        dy: Values,
+        dx: &mut [Option<GpuOut>],
+    ) -> Result<()> {
+        dx.iter_mut().flatten().try_for_each(|dx| gpu.copy(dy.reals(), &mut dx.reals()))
+    }
+
     fn flops(&self, _: &[Shape]) -> u64 {
         0
     }
 
     fn cases() -> Vec<Case<Self>> {
-        vec![Case::new(Add {}, &[[2, 3, 5]; 2]), Case::new(Add {}, &[[1]; 2])]
+        [&[2, 3, 5][..], &[1], &[3, 7, 100]].map(|s| Case::new(Add {}, &[Shape::new(s); 2])).to_vec()
     }
 
     fn bench_cases() -> Vec<Case<Self>> {

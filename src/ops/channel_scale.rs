@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::device::cpu::{blocked_sums, simd, simd_fn};
+use crate::device::cuda::{Gpu, GpuArg, GpuOut, Grid, Values, launch};
 use crate::error::Result;
 use crate::op::{Arg, Case, Op, expect_inputs, expect_nhwc, expect_shape};
 use crate::real::Real;
@@ -80,15 +81,43 @@ impl Op for ChannelScale {
         }
     }
 
+    fn input_in_f32(&self, _: usize) -> bool {
+        false
+    }
+
+    fn output_in_f32(&self, _: usize) -> bool {
+        false
+    }
+
+    fn cuda_forward(&self, gpu: &Gpu, x: &[GpuArg], y: &mut [GpuOut]) -> Result<()> {
+        scaled_on_device(gpu, x[0].shape, x[0].data, x[1].data, &mut y[0])
+    }
+
+    fn cuda_backward(
+        &self,
+        gpu: &Gpu,
+        x: &[GpuArg],
+        _: &[Values],
+        dy: Values,
+        dx: &mut [Option<GpuOut>],
+    ) -> Result<()> {
+        let [dx, dg] = dx else { unreachable!("infer accepts two inputs") };
+        if let Some(dx) = dx {
+            scaled_on_device(gpu, x[0].shape, dy, x[1].data, dx)?;
+        }
+        let Some(dg) = dg else { return Ok(()) };
+        let (n, h, w, c) = x[0].shape.nhwc().expect("checked by infer");
+        let grid = Grid::blocks(n * c.div_ceil(16));
+        launch::channel_scale_backward_g(gpu, grid, x[0].data.reals(), dy.reals(), &mut dg.reals(), h * w, c)
+    }
+
     fn flops(&self, _: &[Shape]) -> u64 {
         0
     }
 
     fn cases() -> Vec<Case<Self>> {
-        vec![
-            Case::new(ChannelScale {}, &[&[2, 3, 2, 5][..], &[2, 5]].map(Shape::new)),
-            Case::new(ChannelScale {}, &[&[1, 1, 1, 3][..], &[1, 3]].map(Shape::new)),
-        ]
+        let case = |n, h, w, c| Case::new(ChannelScale {}, &[&[n, h, w, c][..], &[n, c]].map(Shape::new));
+        vec![case(2, 3, 2, 5), case(1, 1, 1, 3), case(2, 8, 7, 17), case(1, 14, 15, 20)]
     }
 
     fn bench_cases() -> Vec<Case<Self>> {
@@ -113,6 +142,14 @@ fn scaled(x: &[f32], g: Arg<f32>, y: &mut [f32]) {
         .zip(x.par_chunks(image))
         .zip(g.data.par_chunks(c))
         .for_each(|((y, x), g)| scale_rows(simd(), x, g, y));
+}
+
+/// [`scaled`] on a device; `shape` is that of x.
+fn scaled_on_device(gpu: &Gpu, shape: Shape, x: Values, g: Values, y: &mut GpuOut) -> Result<()> {
+    let (_, h, w, c) = shape.nhwc().expect("checked by infer");
+    let n = shape.numel();
+    let grid = Grid::threads(if c.is_multiple_of(4) { n / 4 } else { n });
+    launch::channel_scale_forward(gpu, grid, x.reals(), g.reals(), &mut y.reals(), h * w, c, n)
 }
 
 simd_fn! {

@@ -5,6 +5,7 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::device::cuda::{Gpu, GpuArg, GpuOut, Grid, Values, launch};
 use crate::error::Result;
 use crate::op::{Arg, Case, Op, expect_inputs, expect_shape};
 use crate::real::Real;
@@ -65,12 +66,44 @@ impl Op for Concat {
         self.reference_backward(x, y, dy, dx);
     }
 
+    fn input_in_f32(&self, _: usize) -> bool {
+        false
+    }
+
+    fn output_in_f32(&self, _: usize) -> bool {
+        false
+    }
+
+    fn cuda_forward(&self, gpu: &Gpu, x: &[GpuArg], y: &mut [GpuOut]) -> Result<()> {
+        let (n, [a, b]) = (y[0].len(), [x[0], x[1]].map(|x| x.shape.channels()));
+        let grid = Grid::threads(n / group(a, b));
+        launch::concat_forward(gpu, grid, x[0].data.reals(), x[1].data.reals(), &mut y[0].reals(), a, b, n)
+    }
+
+    fn cuda_backward(
+        &self,
+        gpu: &Gpu,
+        x: &[GpuArg],
+        _: &[Values],
+        dy: Values,
+        dx: &mut [Option<GpuOut>],
+    ) -> Result<()> {
+        let (n, [a, b]) = (dy.len(), [x[0], x[1]].map(|x| x.shape.channels()));
+        let [da, db] = dx else { unreachable!("infer accepts two inputs") };
+        let (mut da, mut db) = (da.as_mut().map(GpuOut::reals), db.as_mut().map(GpuOut::reals));
+        launch::concat_backward(gpu, Grid::threads(n / group(a, b)), dy.reals(), da.as_mut(), db.as_mut(), a, b, n)
+    }
+
     fn flops(&self, _: &[Shape]) -> u64 {
         0
     }
 
     fn cases() -> Vec<Case<Self>> {
-        vec![Case::new(Concat {}, &[[2, 3, 2, 5], [2, 3, 2, 3]]), Case::new(Concat {}, &[[1, 1], [1, 4]])]
+        vec![
+            Case::new(Concat {}, &[[2, 3, 2, 5], [2, 3, 2, 3]]),
+            Case::new(Concat {}, &[[1, 1], [1, 4]]),
+            Case::new(Concat {}, &[[2, 3, 5, 8], [2, 3, 5, 4]]),
+        ]
     }
 
     fn bench_cases() -> Vec<Case<Self>> {
@@ -84,4 +117,9 @@ impl Op for Concat {
             (Concat {}, vec![[].into(), [].into()], "channels"),
         ]
     }
+}
+
+/// Values that a thread of the kernel copies at once.
+fn group(a: usize, b: usize) -> usize {
+    if a.is_multiple_of(4) && b.is_multiple_of(4) { 4 } else { 1 }
 }

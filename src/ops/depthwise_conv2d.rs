@@ -9,6 +9,7 @@ use super::activation::{Kind, bias_and_activation};
 use super::conv2d::{for_each_tap, output_size};
 use super::pointwise_conv::{bias_gradient, defined_through_activation, through_activation};
 use crate::device::cpu::{self, ConvGeometry, DepthwiseGeometry};
+use crate::device::cuda::{self, DeviceVec, Gpu, GpuArg, GpuOut, Grid, Slice, SliceMut, Values, launch};
 use crate::error::Result;
 use crate::op::{Arg, Case, Op, expect_inputs, expect_nhwc, expect_shape, refuse};
 use crate::real::Real;
@@ -48,6 +49,26 @@ impl DepthwiseConv2d {
         self.taps(x[0].shape, x[1].shape, |o, k, i| {
             (0..c).for_each(|a| y[o * c + a] += x[0].data[i * c + a] * x[1].data[k * c + a]);
         });
+    }
+
+    /// `y = act(z)`, or with `dy` the gradient `dz = dy · act'(z)`.
+    fn launch_forward(
+        &self,
+        gpu: &Gpu,
+        x: &[GpuArg],
+        dy: Option<Slice<cuda::Real>>,
+        y: &mut SliceMut<cuda::Real>,
+    ) -> Result<()> {
+        let g = self.geometry(x[0].shape, x[1].shape);
+        let kernel = match built_in(&g) {
+            3 => launch::depthwise_conv2d_forward_3x3,
+            5 => launch::depthwise_conv2d_forward_5x5,
+            _ => launch::depthwise_conv2d_forward_any,
+        };
+        let (grid, [top, _, left, _]) = (strip_grid(&g, g.out_h(), g.out_w()), g.pad);
+        let (x, w, bias) = (x[0].data.reals(), x[1].data.floats(), x.get(2).map(|bias| bias.data.floats()));
+        let (oh, ow, kind) = (g.out_h(), g.out_w(), self.act as usize);
+        kernel(gpu, grid, x, w, bias, dy, y, g.n, g.h, g.w, g.c, g.kh, g.kw, g.stride, top, left, oh, ow, kind)
     }
 }
 
@@ -129,6 +150,47 @@ impl Op for DepthwiseConv2d {
         }
     }
 
+    fn input_in_f32(&self, i: usize) -> bool {
+        i > 0
+    }
+
+    fn output_in_f32(&self, _: usize) -> bool {
+        false
+    }
+
+    fn cuda_forward(&self, gpu: &Gpu, x: &[GpuArg], y: &mut [GpuOut]) -> Result<()> {
+        self.launch_forward(gpu, x, None, &mut y[0].reals())
+    }
+
+    fn cuda_backward(
+        &self,
+        gpu: &Gpu,
+        x: &[GpuArg],
+        _: &[Values],
+        dy: Values,
+        dx: &mut [Option<GpuOut>],
+    ) -> Result<()> {
+        let own = match self.act {
+            Kind::Identity => None,
+            _ => {
+                let mut dz = gpu.scratch(dy.len())?;
+                self.launch_forward(gpu, x, Some(dy.reals()), &mut dz.slice_mut())?;
+                Some(dz)
+            }
+        };
+        let dz = own.as_ref().map_or(dy.reals(), DeviceVec::slice);
+        let g = self.geometry(x[0].shape, x[1].shape);
+        let [dx, weights @ ..] = dx else { unreachable!("infer accepts two or three inputs") };
+        if let Some(dx) = dx {
+            launch_backward_x(gpu, &g, dz, x[1].data.floats(), &mut dx.reals())?;
+        }
+        if weights.iter().any(Option::is_some) {
+            launch_backward_w(gpu, &g, x[0].data.reals(), dz, weights)
+        } else {
+            Ok(())
+        }
+    }
+
     fn flops(&self, _: &[Shape]) -> u64 {
         0
     }
@@ -143,6 +205,12 @@ impl Op for DepthwiseConv2d {
             case(1, [2, 2, 2, 2], Kind::Swish, &[&[1, 4, 5, 2], &[5, 5, 2], &[2]]),
             case(2, [1, 2, 1, 2], Kind::Identity, &[&[1, 6, 6, 17], &[5, 5, 17]]),
             case(1, [1, 1, 1, 1], Kind::Identity, &[&[1, 1, 1, 2], &[3, 3, 2]]),
+            // The kernels with a size built in take channels in fours.
+            case(1, [1, 1, 1, 1], Kind::Identity, &[&[3, 12, 9, 4], &[3, 3, 4], &[4]]),
+            case(2, [0, 1, 0, 1], Kind::HardSwish, &[&[1, 5, 18, 36], &[3, 3, 36], &[36]]),
+            case(1, [2, 2, 3, 1], Kind::Swish, &[&[1, 6, 8, 8], &[5, 5, 8]]),
+            case(2, [1, 2, 2, 2], Kind::Relu6, &[&[1, 6, 7, 4], &[5, 5, 4], &[4]]),
+            case(3, [0, 1, 3, 0], Kind::Identity, &[&[2, 6, 9, 8], &[2, 4, 8], &[8]]),
         ]
     }
 
@@ -165,4 +233,70 @@ impl Op for DepthwiseConv2d {
             (op, vec![[2, 4, 2, 3].into(), w], "does not fit"),
         ]
     }
+}
+
+/// Of the kernels: the positions of a strip, and the channels that the threads of a block lie over.
+const STRIP: usize = 7;
+const GROUP: usize = 32;
+
+/// The kernel size, 3 or 5, where there are kernels with that size built in; else 0.
+fn built_in(g: &DepthwiseGeometry) -> usize {
+    let fits = g.kh == g.kw && matches!(g.kh, 3 | 5) && g.stride <= 2 && g.c.is_multiple_of(4);
+    if fits { g.kh } else { 0 }
+}
+
+/// How many strips a block of `threads` works on at once.
+fn strips_at_once(g: &DepthwiseGeometry, threads: usize) -> usize {
+    let lanes = if g.c.is_multiple_of(4) { GROUP / 4 } else { GROUP };
+    threads / lanes
+}
+
+/// One strip a thread, over maps of `rows` x `columns`.
+fn strip_grid(g: &DepthwiseGeometry, rows: usize, columns: usize) -> Grid {
+    let strips = g.n * rows * columns.div_ceil(STRIP);
+    Grid::blocks(g.c.div_ceil(GROUP) * strips.div_ceil(strips_at_once(g, 256)))
+}
+
+fn launch_backward_x(
+    gpu: &Gpu,
+    g: &DepthwiseGeometry,
+    dz: Slice<cuda::Real>,
+    w: Slice<f32>,
+    dx: &mut SliceMut<cuda::Real>,
+) -> Result<()> {
+    let kernel = match (built_in(g), g.stride) {
+        (3, 1) => launch::depthwise_conv2d_backward_x_3x3,
+        (5, 1) => launch::depthwise_conv2d_backward_x_5x5,
+        _ => launch::depthwise_conv2d_backward_x_any,
+    };
+    let (grid, [top, _, left, _]) = (strip_grid(g, g.h, g.w), g.pad);
+    kernel(gpu, grid, dz, w, dx, g.n, g.h, g.w, g.c, g.kh, g.kw, g.stride, top, left, g.out_h(), g.out_w())
+}
+
+/// `weights`: the gradients of w and of the bias, as far as they are asked for.
+fn launch_backward_w(
+    gpu: &Gpu,
+    g: &DepthwiseGeometry,
+    x: Slice<cuda::Real>,
+    dz: Slice<cuda::Real>,
+    weights: &mut [Option<GpuOut>],
+) -> Result<()> {
+    /// Enough to fill a large device twice over; the number decides the order of the sums, so it is the same on all.
+    const BLOCKS: usize = 1024;
+    let kernel = match built_in(g) {
+        3 => launch::depthwise_conv2d_backward_w_3x3,
+        5 => launch::depthwise_conv2d_backward_w_5x5,
+        _ => launch::depthwise_conv2d_backward_w_any,
+    };
+    let (groups, taps, [top, _, left, _]) = (g.c.div_ceil(GROUP), g.kh * g.kw, g.pad);
+    let all = g.n * g.out_h() * g.out_w().div_ceil(STRIP);
+    let strips = all.div_ceil(BLOCKS.div_ceil(groups)).max(2 * strips_at_once(g, 128));
+    let parts = all.div_ceil(strips);
+    let mut sums = gpu.scratch(parts * (taps + 1) * g.c)?;
+    let (grid, partial, oh, ow) = (Grid::blocks(groups * parts), &mut sums.slice_mut(), g.out_h(), g.out_w());
+    kernel(gpu, grid, x, dz, partial, g.n, g.h, g.w, g.c, g.kh, g.kw, g.stride, top, left, oh, ow, strips)?;
+    let mut outputs = weights.iter_mut().map(|d| d.as_mut().map(GpuOut::floats));
+    let (mut dw, mut dbias) = (outputs.next().flatten(), outputs.next().flatten());
+    let grid = Grid::blocks(((taps + 1) * g.c).div_ceil(16));
+    launch::depthwise_conv2d_backward_w_sum(gpu, grid, sums.slice(), dw.as_mut(), dbias.as_mut(), parts, taps, g.c)
 }

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::device::cpu::{blocked_sums, simd, simd_fn};
+use crate::device::cuda::{Gpu, GpuArg, GpuOut, Grid, Values, launch};
 use crate::error::Result;
 use crate::op::{Arg, Case, Op, expect_inputs, expect_nhwc, refuse};
 use crate::real::Real;
@@ -67,12 +68,41 @@ impl Op for GlobalAvgPool {
         self.reference_backward(x, y, dy, dx);
     }
 
+    fn input_in_f32(&self, _: usize) -> bool {
+        false
+    }
+
+    fn output_in_f32(&self, _: usize) -> bool {
+        false
+    }
+
+    fn cuda_forward(&self, gpu: &Gpu, x: &[GpuArg], y: &mut [GpuOut]) -> Result<()> {
+        let (n, h, w, c) = x[0].shape.nhwc().expect("checked by infer");
+        let grid = Grid::blocks(n * c.div_ceil(16));
+        launch::global_avg_pool_forward(gpu, grid, x[0].data.reals(), &mut y[0].reals(), h * w, c)
+    }
+
+    fn cuda_backward(
+        &self,
+        gpu: &Gpu,
+        x: &[GpuArg],
+        _: &[Values],
+        dy: Values,
+        dx: &mut [Option<GpuOut>],
+    ) -> Result<()> {
+        let (_, h, w, c) = x[0].shape.nhwc().expect("checked by infer");
+        let Some(dx) = &mut dx[0] else { return Ok(()) };
+        let n = dx.len();
+        let grid = Grid::threads(if c.is_multiple_of(4) { n / 4 } else { n });
+        launch::global_avg_pool_backward(gpu, grid, dy.reals(), &mut dx.reals(), h * w, c, n)
+    }
+
     fn flops(&self, _: &[Shape]) -> u64 {
         0
     }
 
     fn cases() -> Vec<Case<Self>> {
-        vec![Case::new(GlobalAvgPool {}, &[[2, 3, 4, 5]]), Case::new(GlobalAvgPool {}, &[[3, 1, 1, 2]])]
+        [[2, 3, 4, 5], [3, 1, 1, 2], [2, 8, 7, 17], [1, 14, 15, 20]].map(|x| Case::new(GlobalAvgPool {}, &[x])).to_vec()
     }
 
     fn bench_cases() -> Vec<Case<Self>> {

@@ -6,6 +6,7 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::device::cuda::{Gpu, GpuArg, GpuOut, Grid, Values, launch};
 use crate::error::Result;
 use crate::op::{Arg, Case, Op, expect_inputs, expect_nhwc, refuse};
 use crate::real::Real;
@@ -42,6 +43,12 @@ impl UpsampleBilinear {
         };
         rows.iter().flat_map(|r| cols.iter().map(move |c| at(r, c))).collect()
     }
+}
+
+/// Whole blocks of 256 threads for every line of `columns` positions: a thread has four channels where that is possible.
+fn line_grid(lines: usize, columns: usize, channels: usize) -> Grid {
+    let values = if channels.is_multiple_of(4) { columns * channels / 4 } else { columns * channels };
+    Grid::blocks(lines * values.div_ceil(256))
 }
 
 impl Op for UpsampleBilinear {
@@ -105,13 +112,49 @@ impl Op for UpsampleBilinear {
         self.reference_backward(x, y, dy, dx);
     }
 
+    fn input_in_f32(&self, _: usize) -> bool {
+        false
+    }
+
+    fn output_in_f32(&self, _: usize) -> bool {
+        false
+    }
+
+    fn cuda_forward(&self, gpu: &Gpu, x: &[GpuArg], y: &mut [GpuOut]) -> Result<()> {
+        let (n, h, w, c) = x[0].shape.nhwc().expect("checked by infer");
+        let (height, width) = (self.height, self.width);
+        let grid = line_grid(n * height, width, c);
+        launch::upsample_bilinear_forward(gpu, grid, x[0].data.reals(), &mut y[0].reals(), h, w, height, width, c)
+    }
+
+    fn cuda_backward(
+        &self,
+        gpu: &Gpu,
+        x: &[GpuArg],
+        _: &[Values],
+        dy: Values,
+        dx: &mut [Option<GpuOut>],
+    ) -> Result<()> {
+        let (n, h, w, c) = x[0].shape.nhwc().expect("checked by infer");
+        let Some(dx) = &mut dx[0] else { return Ok(()) };
+        let (height, width) = (self.height, self.width);
+        let grid = line_grid(n * h, w, c);
+        launch::upsample_bilinear_backward(gpu, grid, dy.reals(), &mut dx.reals(), h, w, height, width, c)
+    }
+
     fn flops(&self, _: &[Shape]) -> u64 {
         0
     }
 
     fn cases() -> Vec<Case<Self>> {
         let case = |height, width, x: [usize; 4]| Case::new(UpsampleBilinear { height, width }, &[x]);
-        vec![case(6, 8, [2, 3, 4, 3]), case(4, 5, [1, 4, 5, 2]), case(3, 1, [2, 1, 2, 3]), case(2, 3, [1, 5, 7, 1])]
+        vec![
+            case(6, 8, [2, 3, 4, 3]),
+            case(4, 5, [1, 4, 5, 2]),
+            case(3, 1, [2, 1, 2, 3]),
+            case(2, 3, [1, 5, 7, 1]),
+            case(6, 14, [2, 3, 7, 80]),
+        ]
     }
 
     fn bench_cases() -> Vec<Case<Self>> {

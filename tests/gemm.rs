@@ -35,7 +35,7 @@ impl Device {
     /// Every value to the bit, but for the rounding to bf16 where it is stored so.
     fn expect<T: Element<Host = f32>>(&self, what: &str, got: &DeviceVec<T>, truth: &[f64]) {
         let rounded = T::KIND == ElementKind::Real && self.gpu.precision() == Precision::Bf16;
-        let rounding = if rounded { 2f64.powi(-9) } else { 0.0 };
+        let rounding = if rounded { 2f64.powi(-8) } else { 0.0 };
         for (i, (&got, truth)) in self.gpu.read(got.slice()).unwrap().iter().zip(truth).enumerate() {
             let err = (f64::from(got) - truth).abs();
             assert!(err <= rounding * truth.abs(), "{what}, {:?}: value {i} is {got}, not {truth}", self.gpu);

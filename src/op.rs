@@ -72,14 +72,8 @@ pub trait Op: Clone + Debug + DeserializeOwned + Send + Sync + 'static {
     ///
     /// # Errors
     /// What the device refuses.
-    fn cuda_backward(
-        &self,
-        gpu: &Gpu,
-        x: &[GpuArg],
-        y: &[Values],
-        dy: Values,
-        dx: &mut [Option<GpuOut>],
-    ) -> Result<()>;
+    fn cuda_backward(&self, gpu: &Gpu, x: &[GpuArg], y: &[Values], dy: Values, dx: &mut [Option<GpuOut>])
+    -> Result<()>;
 
     /// Floating-point operations of one forward pass, for the benchmark; 0 where memory is what counts.
     fn flops(&self, x: &[Shape]) -> u64;

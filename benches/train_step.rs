@@ -7,15 +7,16 @@ use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use grad::bench::StepBench;
+use grad::device::Device;
 use grad::model::ModelKind;
 
 fn train_step(c: &mut Criterion) {
     let mut group = c.benchmark_group("train_step");
     group.sample_size(10).warm_up_time(Duration::from_secs(1));
     for kind in [ModelKind::CradS, ModelKind::Crad, ModelKind::Grad] {
-        let mut step = StepBench::new(kind, 16);
+        let mut step = StepBench::new(kind, [28, 28, 216], 16, &Device::Cpu).expect("the published head is sound");
         group.throughput(Throughput::Elements(16));
-        group.bench_function(kind.name(), |b| b.iter(|| step.run()));
+        group.bench_function(kind.name(), |b| b.iter(|| step.run().expect("the CPU refuses nothing")));
     }
 }
 

@@ -9,16 +9,24 @@
 //! * **on a device** ([`device`]): truth, fixture and repeat for the kernels of a GPU, real or emulated.
 
 mod device;
+mod device_bench;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+pub use device_bench::{DeviceTime, Effort};
 use safetensors::SafeTensors;
 
 use crate::device::cuda::Gpu;
+use crate::error::Result;
 use crate::op::{Arg, Case, Op};
 use crate::rng::Rng;
 use crate::shape::Shape;
+
+/// The folder that holds `fixtures/`: the source tree, or what `GRAD_ROOT` names, for executables that run elsewhere.
+pub fn root() -> PathBuf {
+    std::env::var_os("GRAD_ROOT").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
 
 /// How many times worse than the plain f32 definition a fast path may be.
 pub const SLACK: f64 = 4.0;
@@ -43,6 +51,8 @@ pub struct Entry {
     pub device_repeat: fn(&Gpu),
     /// [`Self::fixture`] on a device.
     pub device_fixture: fn(&Gpu, &Path) -> usize,
+    /// Times of the benchmark's cases on a device.
+    pub device_bench: fn(&Gpu, Effort) -> Result<Vec<DeviceTime>>,
     /// For the benchmark: a name, floating-point operations, bytes, and closures that run forward and backward once.
     pub bench: fn() -> Vec<Bench>,
 }
@@ -74,6 +84,7 @@ impl Entry {
             device_truth: device::truth::<O>,
             device_repeat: device::repeat::<O>,
             device_fixture: device::fixture::<O>,
+            device_bench: device_bench::bench::<O>,
             bench: bench::<O>,
         }
     }

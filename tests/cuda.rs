@@ -5,8 +5,6 @@
 #[path = "common/device.rs"]
 mod device;
 
-use std::path::Path;
-
 use grad::check::Entry;
 use grad::device::cuda::{Gpu, Precision};
 use grad::ops::REGISTRY;
@@ -39,7 +37,7 @@ fn repeat(entry: &Entry, gpu: &Gpu) -> String {
 }
 
 fn fixture(entry: &Entry, gpu: &Gpu) -> String {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    let folder = grad::check::root().join("fixtures");
     format!("{} cases", (entry.device_fixture)(gpu, &folder))
 }
 

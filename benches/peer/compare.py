@@ -2,11 +2,13 @@
 """Times a training step of this engine beside the same step in PyTorch, in pairs, and prints the ratios.
 
     cargo build --release --example step
-    python benches/peer/compare.py [--models crad-s,crad,grad] [--images 16] [--pairs 5] [--modes tuned,compiled]
+    python benches/peer/compare.py [--models crad-s,crad,grad] [--batch 16] [--pairs 5] [--modes tuned,compiled]
+    python benches/peer/compare.py --device cuda --precision bf16 --modes published,tuned,compiled
 
-Needs torch. Both sides stay alive and take one step in turn, on all cores, fp32, random inputs. A ratio above 1 means
-that PyTorch takes longer. The peer is the better of its modes by median. PyTorch gets the malloc settings that it is
-fastest with. Prints one line a model and, with --json FILE, writes everything.
+Needs torch, except for --modes "". All sides stay alive and work in turn, on random inputs: on a CPU one step on all
+cores, on a GPU several steps in a row, of which PyTorch waits for the last alone. A ratio above 1 means that PyTorch takes
+longer. The peer is the better of its modes by median. On a CPU PyTorch gets the malloc settings that it is fastest with.
+Prints one line a model and, with --json FILE, writes everything.
 """
 import argparse
 import json
@@ -19,33 +21,34 @@ import sys
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
+STEP = HERE.parents[1] / "target/release/examples/step"
 MALLOC = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
     "MALLOC_TOP_PAD_": "268435456",
 }
-WARM_UP = 2
+# Steps to warm up with, steps of a sample, and seconds to rest after one: idle threads of either side spin for a while.
+PACE = {"cpu": (2, 1, 0.3), "cuda": (10, 20, 0.02), "emulated": (1, 1, 0)}
 
 
 class Side:
-    """A process that takes one step for each line it reads."""
+    """A process that takes as many steps as each line it reads says."""
 
     def __init__(self, command, environment=None):
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
         self.process = subprocess.Popen(command, env={**os.environ, **(environment or {})}, **pipes)
         self.seconds = []
 
-    def step(self, counted=True):
-        self.process.stdin.write("step\n")
-        self.process.stdin.flush()
+    def steps(self, count):
+        """Seconds of a step; None when the process has ended."""
+        try:
+            self.process.stdin.write(f"{count}\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            return None
         line = self.process.stdout.readline().split()
-        if not line:
-            sys.exit(f"{self.process.args} ended early")
-        if counted:
-            self.seconds.append(float(line[0]))
-        # Idle threads of either side spin for a while after a step.
-        time.sleep(0.3)
+        return float(line[0]) if line else None
 
     def end(self):
         """Peak resident memory, MiB."""
@@ -62,45 +65,70 @@ def processor():
     return platform.processor()
 
 
+def compare(options, model):
+    """Times all sides on one model; a peer that fails is left out and named."""
+    warm_up, steps, rest = PACE[options.device]
+    features = ["--features", *map(str, options.features)]
+    common = [model, "--batch", str(options.batch), "--device", options.device, "--precision", options.precision]
+    sides = {"ours": Side([options.step, *common, *features])}
+    environment = MALLOC if options.device == "cpu" else None
+    for mode in filter(None, options.modes.split(",")):
+        command = [sys.executable, HERE / "torch_step.py", *common, *features, "--mode", mode]
+        sides[mode] = Side(command, environment)
+    failed = [name for name, side in sides.items() if side.steps(warm_up) is None]
+    if "ours" in failed:
+        sys.exit(f"{options.step} ended early")
+    for name in failed:
+        print(f"{model:8} PyTorch, {name}: ended early", file=sys.stderr)
+        del sides[name]
+    for _ in range(options.pairs):
+        for side in reversed(sides.values()):
+            side.seconds.append(side.steps(steps) or sys.exit(f"{side.process.args} ended early"))
+            time.sleep(rest)
+    peaks = {name: side.end() for name, side in sides.items()}
+    result = {"model": model, "batch": options.batch, "precision": options.precision, "failed": failed}
+    result |= {"seconds": {name: side.seconds for name, side in sides.items()}, "peak_mib": peaks}
+    ours = sides.pop("ours")
+    if sides:
+        mode, peer = min(sides.items(), key=lambda s: statistics.median(s[1].seconds))
+        ratios = sorted(p / o for p, o in zip(peer.seconds, ours.seconds))
+        result |= {"peer": mode, "ratio": statistics.median(ratios), "ratios": ratios}
+    return result
+
+
+def line(result):
+    """One line of the table."""
+    middle = {name: statistics.median(seconds) for name, seconds in result["seconds"].items()}
+    text = f"{result['model']:8} {result['batch']:5} {middle['ours'] * 1e3:10.3f} ms"
+    if "peer" not in result:
+        return f"{text} {'no peer':>13}"
+    peer, ratios, peaks = result["peer"], result["ratios"], result["peak_mib"]
+    spread = f"{result['ratio']:.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f}) {peer}"
+    return f"{text} {middle[peer] * 1e3:10.3f} ms  {spread:28} {peaks['ours']:5.0f} MiB {peaks[peer]:5.0f} MiB"
+
+
 def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--models", default="crad-s,crad,grad")
     arguments.add_argument("--modes", default="tuned,compiled")
-    arguments.add_argument("--images", default="16")
+    arguments.add_argument("--batch", type=int, default=16)
+    arguments.add_argument("--device", choices=PACE, default="cpu")
+    arguments.add_argument("--precision", choices=["f32", "tf32", "bf16"], default="f32")
     arguments.add_argument("--pairs", type=int, default=5)
-    arguments.add_argument("--json")
+    arguments.add_argument("--features", type=int, nargs=2, default=[28, 216], help="height and width, channels")
+    arguments.add_argument("--step", type=pathlib.Path, default=STEP, help="our side's executable")
+    arguments.add_argument("--json", type=pathlib.Path)
     options = arguments.parse_args()
-    ours_command = [str(HERE.parents[1] / "target/release/examples/step")]
+    print(f"{processor()}, {os.cpu_count()} cores, {options.device}, {options.precision}, {options.pairs} pairs")
+    print(f"{'model':8} {'batch':>5} {'ours':>13} {'PyTorch':>13}  {'ratio (range)':28} {'ours':>9} {'PyTorch':>9}")
     results = []
-    print(f"{processor()}, {os.cpu_count()} cores, fp32, {options.images} images, {options.pairs} pairs")
-    print(f"{'model':8} {'ours':>9} {'peer':>9}  {'ratio (pairs)':24} {'ours':>9} {'peer':>9}")
     for model in options.models.split(","):
-        ours = Side([*ours_command, model, options.images])
-        peers = {
-            mode: Side([sys.executable, str(HERE / "torch_step.py"), model, options.images, mode], MALLOC)
-            for mode in options.modes.split(",")
-        }
-        for side in [ours, *peers.values()]:
-            for _ in range(WARM_UP):
-                side.step(counted=False)
-        for _ in range(options.pairs):
-            for side in [*peers.values(), ours]:
-                side.step()
-        mode, peer = min(peers.items(), key=lambda p: statistics.median(p[1].seconds))
-        ratios = sorted(p / o for p, o in zip(peer.seconds, ours.seconds))
-        peaks = {name: side.end() for name, side in {"ours": ours, **peers}.items()}
-        middle = statistics.median
-        spread = f"{middle(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f}) {mode}"
-        print(
-            f"{model:8} {middle(ours.seconds):7.3f} s {middle(peer.seconds):7.3f} s  {spread:24}"
-            f" {peaks['ours']:5.0f} MiB {peaks[mode]:5.0f} MiB",
-            flush=True,
-        )
-        seconds = {"ours": ours.seconds, **{m: s.seconds for m, s in peers.items()}}
-        results.append({"model": model, "seconds": seconds, "peak_mib": peaks, "peer": mode, "ratio": middle(ratios)})
-    if options.json:
-        facts = {"processor": processor(), "cores": os.cpu_count(), "images": int(options.images), "results": results}
-        pathlib.Path(options.json).write_text(json.dumps(facts, indent=1) + "\n")
+        results.append(compare(options, model))
+        print(line(results[-1]), flush=True)
+        if options.json:
+            facts = {"processor": processor(), "cores": os.cpu_count(), "device": options.device, "results": results}
+            options.json.write_text(json.dumps(facts, indent=1) + "\n")
 
 
-main()
+if __name__ == "__main__":
+    main()

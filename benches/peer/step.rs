@@ -1,27 +1,84 @@
-//! Our side of `compare.py`: one training step for each line read, its seconds for each line written.
-//! Arguments: model, images. The last line, after the input ends, is the peak resident memory in MiB.
+//! Our side of `compare.py`: for each line read, as many training steps as it says; written are the seconds of a step and
+//! the last loss. The last line, after the input ends, is the peak resident memory of the process in MiB.
 
 use std::io::BufRead;
+use std::process::ExitCode;
 use std::time::Instant;
 
+use clap::Parser;
 use grad::bench::StepBench;
+use grad::device::Device;
+use grad::device::cuda::{Gpu, Precision};
+use grad::error::{Error, Result};
 use grad::model::ModelKind;
 
-fn main() {
-    let args: Vec<String> = std::env::args().collect();
-    let kind = ModelKind::ALL.into_iter().find(|k| Some(k.name()) == args.get(1).map(String::as_str));
-    let (Some(kind), Some(images)) = (kind, args.get(2).and_then(|n| n.parse().ok())) else {
-        eprintln!("usage: step crad|crad-s|grad IMAGES");
-        std::process::exit(2);
+#[derive(Parser)]
+#[command(about = "Takes training steps when asked to, and says how long they took")]
+struct Options {
+    /// crad, crad-s or grad
+    model: String,
+    /// Images of a step
+    #[arg(long, default_value_t = 16)]
+    batch: usize,
+    /// cpu, cuda or emulated
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// f32, tf32 or bf16; the CPU knows f32 alone
+    #[arg(long, default_value = "f32")]
+    precision: String,
+    /// Height and width, and channels, of the features
+    #[arg(long, num_args = 2, default_values_t = [28, 216])]
+    features: Vec<usize>,
+}
+
+/// The value of `all` that is called `name`.
+fn named<T: Copy>(what: &str, name: &str, all: &[T], name_of: fn(T) -> &'static str) -> Result<T> {
+    let found = all.iter().copied().find(|&v| name_of(v) == name);
+    let names = all.iter().map(|&v| name_of(v)).collect::<Vec<_>>().join(", ");
+    found.ok_or_else(|| Error::config(format!("there is no {what} {name}"), format!("use one of {names}")))
+}
+
+fn bench(options: &Options) -> Result<StepBench> {
+    let kind = named("model", &options.model, &ModelKind::ALL, ModelKind::name)?;
+    let precision = named("precision", &options.precision, &Precision::ALL, Precision::name)?;
+    let device = match options.device.as_str() {
+        "cpu" if precision == Precision::F32 => Device::Cpu,
+        "cuda" => Device::Gpu(Gpu::open(0, precision)?),
+        "emulated" => Device::Gpu(Gpu::emulated(precision)?),
+        other => {
+            let what = format!("{other} cannot compute in {}", precision.name());
+            return Err(Error::config(what, "use --device cuda"));
+        }
     };
-    let mut bench = StepBench::new(kind, images);
-    for _ in std::io::stdin().lock().lines() {
-        let started = Instant::now();
-        let loss = bench.run();
-        println!("{} {loss}", started.elapsed().as_secs_f64());
+    let (side, channels) = (options.features[0], options.features[1]);
+    StepBench::new(kind, [side, side, channels], options.batch, &device)
+}
+
+fn answer(options: &Options) -> Result<()> {
+    let mut bench = bench(options)?;
+    for line in std::io::stdin().lock().lines().map_while(std::result::Result::ok) {
+        let steps: u32 = line.trim().parse().ok().filter(|&n| n > 0).ok_or_else(|| {
+            Error::config(format!("`{line}` is no number of steps"), "write a number of at least 1 on each line")
+        })?;
+        let (started, mut loss) = (Instant::now(), f64::NAN);
+        for _ in 0..steps {
+            loss = bench.run()?;
+        }
+        println!("{} {loss}", started.elapsed().as_secs_f64() / f64::from(steps));
     }
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let peak =
         status.lines().find_map(|l| l.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.trim().parse::<f64>().ok());
     println!("{}", peak.unwrap_or(f64::NAN) / 1024.0);
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    match answer(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("{e}");
+            ExitCode::from(e.exit_code())
+        }
+    }
 }

@@ -1,7 +1,6 @@
 //! Reading fixtures.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use grad::shape::Shape;
 use grad::tensor::Tensor;
@@ -16,7 +15,7 @@ pub struct Fixture {
 
 impl Fixture {
     pub fn read(name: &str) -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("fixtures/{name}.safetensors"));
+        let path = grad::check::root().join(format!("fixtures/{name}.safetensors"));
         let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
         let metadata = header.metadata().as_ref().unwrap();

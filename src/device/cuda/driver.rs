@@ -47,4 +47,7 @@ pub(super) trait Driver: Send + Sync {
     fn launch(&self, kernel: &'static Kernel, precision: Precision, blocks: Blocks, arguments: &[u64]) -> Result<()>;
 
     fn synchronize(&self) -> Result<()>;
+
+    /// Seconds that the device takes for what `work` launches; waits for it.
+    fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64>;
 }

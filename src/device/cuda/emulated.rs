@@ -5,6 +5,7 @@
 
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use super::Precision;
 use super::driver::{Driver, Facts};
@@ -125,5 +126,12 @@ impl Driver for Emulated {
 
     fn synchronize(&self) -> Result<()> {
         Ok(())
+    }
+
+    /// Wall-clock time: says how long the emulation took, and nothing about a GPU.
+    fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        let started = Instant::now();
+        work()?;
+        Ok(started.elapsed().as_secs_f64())
     }
 }

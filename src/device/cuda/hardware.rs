@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::ffi::{CString, c_int, c_uint, c_void};
 use std::sync::Mutex;
 
-use cudarc::driver::result::{self, DriverError, device, stream};
+use cudarc::driver::result::{self, DriverError, device, event, stream};
 use cudarc::driver::sys;
 
 use super::driver::{Driver, Facts};
@@ -335,6 +335,39 @@ impl Driver for Hardware {
         self.bind()?;
         // SAFETY: the stream lives as long as `self`.
         unsafe { stream::synchronize(self.stream) }.when("waiting for the device")
+    }
+
+    fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        self.bind()?;
+        let (start, end) = (Event::new()?, Event::new()?);
+        start.record(self.stream)?;
+        work()?;
+        end.record(self.stream)?;
+        self.synchronize()?;
+        // SAFETY: both events are alive and were recorded on one stream, which has been waited for.
+        let milliseconds = unsafe { event::elapsed(start.0, end.0) }.when("timing")?;
+        Ok(f64::from(milliseconds) / 1e3)
+    }
+}
+
+/// A point in the stream of work, with its time.
+struct Event(sys::CUevent);
+
+impl Event {
+    fn new() -> Result<Self> {
+        event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map(Event).when("timing")
+    }
+
+    fn record(&self, stream: sys::CUstream) -> Result<()> {
+        // SAFETY: the event and the stream are alive and belong to one context.
+        unsafe { event::record(self.0, stream) }.when("timing")
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: nobody else knows the event. A failure leaves nothing to be done.
+        let _ = unsafe { event::destroy(self.0) };
     }
 }
 

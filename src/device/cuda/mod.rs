@@ -188,6 +188,14 @@ impl Gpu {
         self.checked(|d| d.synchronize())
     }
 
+    /// Seconds that the device takes for what `work` launches, by its own clock; waits for it.
+    ///
+    /// # Errors
+    /// What `work` meets, and [`Error::Device`] when the device fails.
+    pub fn time(&self, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
+        self.checked(|d| d.time(&mut work))
+    }
+
     /// Gives idle memory of the pool back to the device.
     ///
     /// # Errors

@@ -3,9 +3,9 @@
 //! ```text
 //! picture -> prepare -> backbone -> x [H, W, C] -> head -> raw map [H, W] -> protocol -> map [S, S], score
 //! ```
-//! On the CPU every picture goes through the network on its own, as many at a time as there are threads; on a device
-//! [`BATCH`] go together, and the threads turn their maps into scores. Either way a score depends neither on the
-//! pictures beside it nor on the number of threads.
+//! On the CPU every picture goes through the network on its own, as many at a time as there are threads; on a device a
+//! [`batch`] goes together, and the threads turn its maps into scores. Either way a score depends neither on the pictures
+//! beside it nor on the number of threads.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ use crate::config::BackboneKind;
 use crate::data::{Picture, preprocess};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::features::BATCH;
+use crate::features::batch;
 use crate::heatmap::Scale;
 use crate::model::{Head, HeadConfig};
 use crate::nn::{Context, Params};
@@ -128,7 +128,7 @@ impl Detector {
     ) -> Result<Vec<Scored>> {
         let scored: Vec<Vec<Scored>> = match self.params.storage().gpu() {
             None => items.par_chunks(1).map(work).collect::<Result<_>>()?,
-            Some(_) => items.chunks(BATCH).map(work).collect::<Result<_>>()?,
+            Some(_) => items.chunks(batch(self.info.image_size)).map(work).collect::<Result<_>>()?,
         };
         Ok(scored.into_iter().flatten().collect())
     }

@@ -5,9 +5,9 @@
 //!     record `CACHE/NAME-SIZE-WEIGHTS/KEY.features` there and whole?  -> map it
 //!     else decode -> resize -> backbone -> write the record           -> map it
 //! ```
-//! All of it on all threads. On the CPU a thread takes one picture from end to end; on a device the backbone takes
-//! [`BATCH`] at once, one batch at a time, while the threads prepare the next ones. The features of a picture do not
-//! depend on the pictures beside it.
+//! All of it on all threads. On the CPU a thread takes one picture from end to end; on a device the backbone takes a
+//! [`batch`] at once, one at a time, while the threads prepare the next ones. The features of a picture do not depend on
+//! the pictures beside it.
 //!
 //! One file per picture: `[magic, 32 bytes][keyed BLAKE3 of the values, 32 bytes][H W C values, f32]`. Whatever can
 //! change the values is part of the key, so no record is ever out of date, and none is ever changed: it is written
@@ -39,8 +39,12 @@ const MAGIC: [u8; 32] = *b"GRAD features 1\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 /// Bytes before the values: magic and checksum. A multiple of 4, so that the mapped values are aligned.
 const HEADER: usize = 64;
 
-/// Pictures that go through a network at once on a device: enough to fill a large one, few enough for a small one.
-pub const BATCH: usize = 16;
+/// Pictures of `size` by `size` pixels that go through a network at once on a device: enough to fill a large one, few enough
+/// to fit into a small one.
+pub fn batch(size: usize) -> usize {
+    const PIXELS: usize = 16 * 224 * 224;
+    (PIXELS / (size * size).max(1)).clamp(1, 16)
+}
 
 /// Features `[H, W, C]` of a list of pictures.
 pub struct Features {
@@ -78,7 +82,7 @@ impl Features {
         backbone.check_size(size)?;
         let (source, done) = (Source::new(cache, backbone, size), AtomicUsize::new(0));
         let step = || progress(done.fetch_add(1, Ordering::Relaxed) + 1, items.len());
-        let batch = if backbone.gpu().is_some() { BATCH } else { 1 };
+        let batch = backbone.gpu().map_or(1, |_| batch(size));
         let found = items.par_chunks(batch).map(|paths| source.find(paths, &step)).collect::<Result<Vec<_>>>()?;
         let found: Vec<Found> = found.into_iter().flatten().collect();
         Ok(Features {

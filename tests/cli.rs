@@ -163,6 +163,7 @@ fn help_fits_a_terminal() {
         "--seed",
         "--threads",
         "--device",
+        "--precision",
         "--config",
         "--local",
         "--global",
@@ -434,7 +435,7 @@ fn a_device_does_what_the_cpu_does() {
     let loss = |outcome: &Outcome| outcome.json()["loss"].as_f64().unwrap();
     let cpu = train(home, "cpu", &one).expect(0, &["device    cpu, "]);
     let gpu = emulated(home, &[&TINY[..], &["--out", "gpu"], &one].concat());
-    let gpu = gpu.expect(0, &["device    emulated, emulated device, f32, ", "kept      features on the device, "]);
+    let gpu = gpu.expect(0, &["device    emulated, emulated device, f32, ", "device    keeps all features, "]);
     // One step: the same features, batch and noise but for the order of sums.
     let near = |a: f64, b: f64| (a - b).abs() <= 1e-4 * a.abs();
     assert!(near(loss(&cpu), loss(&gpu)), "{} on the CPU, {} on the device", loss(&cpu), loss(&gpu));

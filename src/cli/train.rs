@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::pictures::{Cached, Pictures, Selection};
-use super::ui::{Bar, OutputArgs, Ui, count};
+use super::ui::{Bar, OutputArgs, Ui, count, size};
 use super::{interrupt, machine};
 use crate::atomic::write_atomic;
 use crate::backbone::Backbone;
@@ -141,15 +141,14 @@ impl Job<'_> {
         self.report(&detector, metrics.as_ref(), took)
     }
 
-    /// Where the features of training pictures are while a device trains.
+    /// Where the features are while a device trains.
     fn say_kept(&self, kept: Kept) {
-        let size = |bytes: usize| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
         match kept {
             Kept::OnHost => {}
-            Kept::OnDevice(bytes) => self.ui.note("kept", format_args!("features on the device, {}", size(bytes))),
+            Kept::OnDevice(bytes) => self.ui.note("device", format_args!("keeps all features, {}", size(bytes))),
             Kept::Streamed(bytes) => {
-                let wanted = size(bytes);
-                self.ui.note("kept", format_args!("features on the host: {wanted} do not fit on the device; streamed"));
+                let what = format_args!("has no room for all features, {}: they are streamed", size(bytes));
+                self.ui.note("device", what);
             }
         }
     }

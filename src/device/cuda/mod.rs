@@ -239,7 +239,11 @@ impl Gpu {
         self.checked(|d| d.allocate(bytes))?.ok_or_else(|| {
             let free = driver.free_memory().unwrap_or(0) >> 20;
             Error::DeviceMemory {
-                what: format!("{} has no room for {} MiB more ({free} MiB are free)", self.0.facts.name, bytes >> 20),
+                what: format!(
+                    "{} has no room for {} MiB more ({free} MiB are free)",
+                    self.0.facts.name,
+                    bytes.div_ceil(1 << 20)
+                ),
                 help: NEED_LESS.into(),
             }
         })

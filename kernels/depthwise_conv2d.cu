@@ -60,7 +60,7 @@ __device__ __forceinline__ void forward(const real* x, const float* weight, cons
 
 // Grid: ceil(channels / 32) * ceil(n * out_height * ceil(out_width / 7) / shares) blocks; shares = 32 where
 // channels % 4 == 0, else 8.
-extern "C" __global__ __launch_bounds__(256) void depthwise_conv2d_forward_3x3(
+extern "C" __global__ __launch_bounds__(256, 2) void depthwise_conv2d_forward_3x3(
     const real* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias_or_null,
     const real* __restrict__ dy_or_null, real* __restrict__ y, uint32_t n, uint32_t height, uint32_t width,
     uint32_t channels, uint32_t kernel_height, uint32_t kernel_width, uint32_t stride, uint32_t top, uint32_t left,
@@ -231,7 +231,7 @@ extern "C" __global__ __launch_bounds__(128, 2) void depthwise_conv2d_backward_w
     else backward_w<5, 2, 4>(x, dz, partial, d, strips);
 }
 
-extern "C" __global__ __launch_bounds__(128) void depthwise_conv2d_backward_w_any(
+extern "C" __global__ __launch_bounds__(128, 2) void depthwise_conv2d_backward_w_any(
     const real* __restrict__ x, const real* __restrict__ dz, float* __restrict__ partial, uint32_t n, uint32_t height,
     uint32_t width, uint32_t channels, uint32_t kernel_height, uint32_t kernel_width, uint32_t stride, uint32_t top,
     uint32_t left, uint32_t out_height, uint32_t out_width, uint32_t strips) {

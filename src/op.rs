@@ -176,13 +176,13 @@ impl<O: Op> RecordedOp for O {
         dy: &Storage,
         wanted: &[bool],
     ) -> Result<Vec<Option<Storage>>> {
-        let shapes = x.iter().zip(wanted).enumerate();
+        let shapes = x.iter().zip(wanted);
         let Some(gpu) = dy.gpu() else {
             let args: Vec<Arg<f32>> =
                 x.iter().map(|&(shape, t)| Arg { shape, data: t.map_or(&[], Tensor::data) }).collect();
             let y: Vec<&[f32]> = y.iter().map(|t| t.map_or(&[][..], Tensor::data)).collect();
             let mut dx: Vec<Option<Buffer>> =
-                shapes.map(|(_, ((s, _), wanted))| wanted.then(|| Buffer::scratch(s.numel()))).collect();
+                shapes.map(|((s, _), wanted)| wanted.then(|| Buffer::scratch(s.numel()))).collect();
             self.cpu_backward(&args, &y, dy.host(), &mut dx.iter_mut().map(|d| d.as_deref_mut()).collect::<Vec<_>>());
             return Ok(dx.into_iter().map(|d| d.map(Storage::Host)).collect());
         };
@@ -191,7 +191,7 @@ impl<O: Op> RecordedOp for O {
         let scratch = |(i, ((s, _), wanted)): (usize, (&Kept, &bool))| {
             wanted.then(|| Storage::scratch(gpu, self.input_in_f32(i), s.numel())).transpose()
         };
-        let mut dx = shapes.map(scratch).collect::<Result<Vec<_>>>()?;
+        let mut dx = shapes.enumerate().map(scratch).collect::<Result<Vec<_>>>()?;
         let mut out: Vec<Option<GpuOut>> = dx.iter_mut().map(|d| d.as_mut().map(Storage::values_mut)).collect();
         self.cuda_backward(gpu, &args, &y, dy.values(0, dy.len()), &mut out)?;
         Ok(dx)

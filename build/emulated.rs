@@ -43,7 +43,7 @@ pub fn compile_all(modules: &[Module], out: &Path) -> Result<(), String> {
             let unit = folder.join(format!("{}.{}.cpp", module.name, flavour.name()));
             let around = translation_unit(module, flavour);
             std::fs::write(&unit, &around).map_err(|e| format!("{}: {e}", unit.display()))?;
-            add(&unit, around + &text, &["-fsanitize=thread"], format!("{}_{}", module.name, flavour.name()));
+            add(&unit, around + &text, &["-fsanitize=thread,bounds"], format!("{}_{}", module.name, flavour.name()));
         }
     }
     run_all(jobs, out)?;

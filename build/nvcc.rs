@@ -29,9 +29,13 @@ pub fn compile_all(modules: &[Module], out: &Path) -> Result<Vec<Image>, String>
             "cargo:warning=no nvcc found: this build runs on the CPU only. Set NVCC, CUDA_HOME or GRAD_CUDA_PYTHON to \
              embed the CUDA kernels"
         );
+        tell("");
         return Ok(vec![]);
     };
     let architectures = architectures(&nvcc)?;
+    let floor = architectures.first().ok_or("this nvcc knows no architecture that the kernels can be compiled for")?;
+    let all: Vec<String> = architectures.iter().map(|arch| format!("sm_{arch}")).collect();
+    tell(&format!("{}, PTX of sm_{floor}", all.join(" ")));
     let (mut images, mut jobs, headers) = (vec![], vec![], headers()?);
     for module in modules {
         let text = std::fs::read_to_string(&module.path).map_err(|e| format!("{}: {e}", module.path.display()))?;
@@ -57,6 +61,11 @@ pub fn compile_all(modules: &[Module], out: &Path) -> Result<Vec<Image>, String>
     }
     run_all(jobs, out)?;
     Ok(images)
+}
+
+/// Tells the program what its kernels are compiled for.
+fn tell(architectures: &str) {
+    println!("cargo:rustc-env=GRAD_CUDA_ARCHITECTURES={architectures}");
 }
 
 /// An nvcc that runs, and what it says of itself.

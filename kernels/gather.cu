@@ -1,4 +1,4 @@
-// Batches from the features that stay on the device, and conversions between f32 and the storage type of a run.
+// Batches from the features that stay on the device.
 //
 //   features [pictures, values], order [pictures], y [images, values]: y[i] = features[order[first + i]]
 //
@@ -20,27 +20,5 @@ extern "C" __global__ __launch_bounds__(256) void gather_pictures(const real* __
         store_quad<true>(to, from, values, load_quad<true>(picture, from, values));
     } else {
         store_quad<false>(to, from, values, load_quad<false>(picture, from, values));
-    }
-}
-
-// A thread for every four values, rounded up to whole warps of 128.
-extern "C" __global__ __launch_bounds__(256) void narrow_values(const float* __restrict__ x, real* __restrict__ y,
-                                                                uint32_t n) {
-    const uint32_t from = global_warp() * SPAN;
-    if (n % 4 == 0) {
-        store_quad<true>(y, from, n, load_quad<true>(x, from, n));
-    } else {
-        store_quad<false>(y, from, n, load_quad<false>(x, from, n));
-    }
-}
-
-// A thread for every four values, rounded up to whole warps of 128.
-extern "C" __global__ __launch_bounds__(256) void widen_values(const real* __restrict__ x, float* __restrict__ y,
-                                                               uint32_t n) {
-    const uint32_t from = global_warp() * SPAN;
-    if (n % 4 == 0) {
-        store_quad<true>(y, from, n, load_quad<true>(x, from, n));
-    } else {
-        store_quad<false>(y, from, n, load_quad<false>(x, from, n));
     }
 }

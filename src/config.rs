@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::backbone::Network;
 use crate::data::demo::DemoCounts;
+use crate::device::cuda::Precision;
 use crate::error::{Error, Result};
 use crate::model::{HeadConfig, ModelKind};
 use crate::train::TrainConfig;
@@ -20,7 +21,7 @@ mod file;
 mod value;
 
 pub(crate) use file::suggest;
-pub use value::{Cache, Device, MseCoef, Schedule};
+pub use value::{Cache, DeviceChoice, MseCoef, Schedule};
 
 /// Seed of the demo set. Another `--seed` trains another model on the same pictures.
 pub const DEMO_SEED: u64 = 0;
@@ -76,7 +77,10 @@ pub struct MachineArgs {
     pub threads: Option<usize>,
     /// What computes.
     #[arg(long, env = "GRAD_DEVICE", value_name = "DEVICE", help = "auto, cpu or cuda[:N] [default: auto]")]
-    pub device: Option<Device>,
+    pub device: Option<DeviceChoice>,
+    /// f32, tf32 or bf16, on a GPU [default: the model's; f32]
+    #[arg(long, env = "GRAD_PRECISION", value_name = "NAME", value_parser = precision_parser(), hide_possible_values = true)]
+    pub precision: Option<Precision>,
     /// TOML file of settings, key = value
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
@@ -191,6 +195,14 @@ fn model_parser() -> impl TypedValueParser<Value = ModelKind> {
     })
 }
 
+fn precision_parser() -> impl TypedValueParser<Value = Precision> {
+    let names = Precision::ALL.map(Precision::name);
+    PossibleValuesParser::new(names).map(|name| {
+        let precision = Precision::ALL.into_iter().find(|precision| precision.name() == name);
+        precision.expect("only the names of precisions are possible")
+    })
+}
+
 fn switch<'de, D: Deserializer<'de>>(from: D) -> Result<Option<bool>, D::Error> {
     value::switch_or_bool(from).map(Some)
 }
@@ -264,7 +276,9 @@ pub struct Config {
     /// Threads; `None` for one per core. No result depends on it.
     pub threads: Option<usize>,
     /// What computes.
-    pub device: Device,
+    pub device: DeviceChoice,
+    /// How a GPU stores and multiplies. `None` for the precision that the model was trained in, f32 where there is none.
+    pub precision: Option<Precision>,
     /// Where features are kept.
     pub cache: Cache,
     /// Folder of the run, if the user named one. Not written: no other run may have it.
@@ -320,7 +334,8 @@ impl Config {
             global_resolution: pick!(recipe.global_resolution).unwrap_or(head.global_resolution),
             blocks: pick!(recipe.blocks).unwrap_or(head.blocks),
             threads: pick!(machine.threads),
-            device: pick!(machine.device).unwrap_or(Device::Auto),
+            device: pick!(machine.device).unwrap_or(DeviceChoice::Auto),
+            precision: pick!(machine.precision),
             cache: pick!(source.cache).unwrap_or_default(),
             out: pick!(recipe.out),
         };
@@ -380,6 +395,7 @@ impl Config {
             clip: self.clip,
             jitter: self.jitter,
             seed: self.seed,
+            precision: self.precision.unwrap_or_default(),
             ..TrainConfig::published(self.model)
         }
     }

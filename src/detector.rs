@@ -3,8 +3,9 @@
 //! ```text
 //! picture -> prepare -> backbone -> x [H, W, C] -> head -> raw map [H, W] -> protocol -> map [S, S], score
 //! ```
-//! Every picture goes through the network on its own, as many at a time as there are threads. Its score therefore
-//! depends neither on the pictures beside it nor on the number of threads.
+//! On the CPU every picture goes through the network on its own, as many at a time as there are threads; on a device a
+//! [`batch`] goes together, and the threads turn its maps into scores. Either way a score depends neither on the pictures
+//! beside it nor on the number of threads.
 
 use std::path::Path;
 
@@ -14,7 +15,9 @@ use crate::backbone::Backbone;
 use crate::checkpoint::{ModelInfo, load_model};
 use crate::config::BackboneKind;
 use crate::data::{Picture, preprocess};
+use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::features::batch;
 use crate::heatmap::Scale;
 use crate::model::{Head, HeadConfig};
 use crate::nn::{Context, Params};
@@ -24,6 +27,8 @@ use crate::train::FeatureSource;
 
 /// Training pictures that the scale of heat maps is taken from.
 const SCALE_PICTURES: usize = 256;
+/// Maps that are held at a time while the scale is measured.
+const SCALE_LOT: usize = 32;
 /// Smoothing makes neighbours alike: every fourth pixel of every fourth row tells as much as all of them.
 const SCALE_STEP: usize = 4;
 /// A picture is painted in full colour where its map rises this many times as far above the median of training pictures
@@ -75,59 +80,83 @@ impl Detector {
         Ok(Detector { info, head, params, backbone })
     }
 
+    /// The same model on another device.
+    ///
+    /// # Errors
+    /// What a device refuses.
+    pub fn to(self, device: &Device) -> Result<Self> {
+        Ok(Detector { params: self.params.to(device)?, backbone: self.backbone.to(device)?, ..self })
+    }
+
     /// Scores features, each `[height, width, channels]`, in order.
     ///
     /// # Errors
-    /// [`Error::Shape`] when they are not of this size.
+    /// [`Error::Shape`] when they are not of this size, and what a device refuses.
     pub fn score_features(&self, features: &[&[f32]]) -> Result<Vec<Scored>> {
-        features.par_iter().map(|x| self.score_one(x)).collect()
+        let HeadConfig { height, width, channels, .. } = *self.head.config();
+        if let Some(x) = features.iter().find(|x| x.len() != height * width * channels) {
+            let what = format!("{} values are not {height}x{width}x{channels}", x.len());
+            return Err(Error::Shape { op: "score_features", what });
+        }
+        self.in_batches(features, |batch| {
+            let x = Tensor::from_slice([batch.len(), height, width, channels], &batch.concat());
+            match self.params.storage().gpu() {
+                None => self.score(&x),
+                Some(gpu) => self.score(&x.to_gpu(gpu, false)?),
+            }
+        })
     }
 
     /// Scores pictures, in order.
     ///
     /// # Errors
-    /// None that a picture could cause.
+    /// What a device refuses.
     pub fn score_pictures(&self, pictures: &[Picture]) -> Result<Vec<Scored>> {
         let (size, mean, std) = (self.info.image_size, self.backbone.mean(), self.backbone.std());
-        let one = |picture: &Picture| {
-            let prepared = preprocess(picture, size, mean, std);
-            let features = self.backbone.forward(&Tensor::from_slice([1, size, size, 3], &prepared))?;
-            self.score_one(features.data())
-        };
-        pictures.par_iter().map(one).collect()
+        self.in_batches(pictures, |batch| {
+            let prepared: Vec<_> = batch.par_iter().map(|picture| preprocess(picture, size, mean, std)).collect();
+            let prepared: Vec<&[f32]> = prepared.iter().map(|p| &p[..]).collect();
+            self.score(&self.backbone.forward(&self.backbone.input(size, &prepared)?)?)
+        })
     }
 
-    fn score_one(&self, x: &[f32]) -> Result<Scored> {
-        let HeadConfig { height, width, channels, .. } = *self.head.config();
-        if x.len() != height * width * channels {
-            let what = format!("{} values are not {height}x{width}x{channels}", x.len());
-            return Err(Error::Shape { op: "score_features", what });
-        }
-        let x = Tensor::from_slice([1, height, width, channels], x);
-        let raw = self.head.score(&Context::eval(&self.params), &x)?;
+    /// Does `work` on one item per thread, or on one batch after the other on a device.
+    fn in_batches<T: Sync>(
+        &self,
+        items: &[T],
+        work: impl Fn(&[T]) -> Result<Vec<Scored>> + Send + Sync,
+    ) -> Result<Vec<Scored>> {
+        let scored: Vec<Vec<Scored>> = match self.params.storage().gpu() {
+            None => items.par_chunks(1).map(work).collect::<Result<_>>()?,
+            Some(_) => items.chunks(batch(self.info.image_size)).map(work).collect::<Result<_>>()?,
+        };
+        Ok(scored.into_iter().flatten().collect())
+    }
+
+    /// Scores features x, `[N, height, width, channels]`, where the model lies.
+    fn score(&self, x: &Tensor) -> Result<Vec<Scored>> {
+        let raw = self.head.score(&Context::eval(&self.params), x)?.to_host()?;
+        let HeadConfig { height, width, .. } = *self.head.config();
         let size = self.info.image_size;
-        self.info.protocol.score(raw.data(), height, width, size, size)
+        let maps = raw.data().par_chunks_exact(height * width);
+        maps.map(|raw| self.info.protocol.score(raw, height, width, size, size)).collect()
     }
 
     /// Median and 99.9 % quantile of the smoothed maps of training pictures, which heat maps are painted by; `None` if
     /// the two are not apart. At most 256 pictures are looked at, evenly spread.
     ///
     /// # Errors
-    /// [`Error::Config`] when a score is not a number: the model has diverged.
+    /// [`Error::Config`] when a score is not a number: the model has diverged. What a device refuses.
     pub fn measure_scale(&self, train: &dyn FeatureSource) -> Result<Option<[f32; 2]>> {
         let looked_at = train.len().min(SCALE_PICTURES);
         let chosen: Vec<&[f32]> = (0..looked_at).map(|i| train.get(i * train.len() / looked_at)).collect();
-        let mut values: Vec<f32> = chosen
-            .par_iter()
-            .map(|x| {
-                let scored = self.score_one(x)?;
+        let mut values: Vec<f32> = vec![];
+        for lot in chosen.chunks(SCALE_LOT) {
+            for scored in self.score_features(lot)? {
                 let rows = scored.map.chunks_exact(scored.width).skip(SCALE_STEP / 2).step_by(SCALE_STEP);
-                Ok(rows
-                    .flat_map(|row| row.iter().copied().skip(SCALE_STEP / 2).step_by(SCALE_STEP))
-                    .collect::<Vec<_>>())
-            })
-            .collect::<Result<Vec<_>>>()?
-            .concat();
+                values.extend(rows.flat_map(|row| row.iter().skip(SCALE_STEP / 2).step_by(SCALE_STEP)));
+            }
+        }
         if values.iter().any(|v| !v.is_finite()) {
             return Err(Error::config(
                 "the trained model gives scores that are not numbers",

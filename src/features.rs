@@ -1,10 +1,14 @@
 //! Features of pictures, computed once: the backbone is frozen and nothing is augmented, so they never change.
 //!
 //! ```text
-//! picture file -> bytes -> key = BLAKE3(format, backbone, weights, size, preprocessing, vector level, bytes)
+//! picture file -> bytes -> key = BLAKE3(format, backbone, weights, size, preprocessing, what computes, bytes)
 //!     record `CACHE/NAME-SIZE-WEIGHTS/KEY.features` there and whole?  -> map it
 //!     else decode -> resize -> backbone -> write the record           -> map it
 //! ```
+//! All of it on all threads. On the CPU a thread takes one picture from end to end; on a device the backbone takes a
+//! [`batch`] at once, one at a time, while the threads prepare the next ones. The features of a picture do not depend on
+//! the pictures beside it.
+//!
 //! One file per picture: `[magic, 32 bytes][keyed BLAKE3 of the values, 32 bytes][H W C values, f32]`. Whatever can
 //! change the values is part of the key, so no record is ever out of date, and none is ever changed: it is written
 //! beside, synced and renamed into place ([`write_atomic`]). A killed program leaves whole records only, and programs
@@ -15,12 +19,14 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use memmap2::Mmap;
 use rayon::prelude::*;
 
 use crate::atomic::write_atomic;
 use crate::backbone::Backbone;
+use crate::buffer::Buffer;
 use crate::data::{decode_bytes, preprocess};
 use crate::device::cpu::simd;
 use crate::error::{Error, Result};
@@ -33,6 +39,13 @@ const MAGIC: [u8; 32] = *b"GRAD features 1\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 /// Bytes before the values: magic and checksum. A multiple of 4, so that the mapped values are aligned.
 const HEADER: usize = 64;
 
+/// Pictures of `size` by `size` pixels that go through a network at once on a device: enough to fill a large one, few enough
+/// to fit into a small one.
+pub fn batch(size: usize) -> usize {
+    const PIXELS: usize = 16 * 224 * 224;
+    (PIXELS / (size * size).max(1)).clamp(1, 16)
+}
+
 /// Features `[H, W, C]` of a list of pictures.
 pub struct Features {
     records: Vec<Record>,
@@ -43,13 +56,13 @@ pub struct Features {
 
 enum Record {
     Mapped(Mmap),
-    Memory(Tensor),
+    Memory(Buffer),
 }
 
 impl Features {
     /// Features of the pictures in the files `items`, each prepared at `size` by `size` pixels. What `cache` holds is
-    /// mapped, the rest is computed on all threads and added to it; without a cache all is computed and kept in memory.
-    /// `progress(done, total)` is called from any thread, once per picture.
+    /// mapped, the rest is computed where the backbone lies and added to it; without a cache all is computed and kept in
+    /// memory. `progress(done, total)` is called from any thread, once per picture.
     ///
     /// A cache that holds every record may be read-only. One that cannot take a new record ends the call, at the first
     /// picture when it is not writable at all: going on would fill the memory with what was meant for the disk. What
@@ -57,7 +70,8 @@ impl Features {
     ///
     /// # Errors
     /// [`Error::Config`] for a size the backbone cannot use, [`Error::Io`] and [`Error::Data`] for a picture that cannot
-    /// be read, [`Error::Io`] for a cache that cannot be written, [`Error::Model`] when the weights overflow on a picture.
+    /// be read, [`Error::Io`] for a cache that cannot be written, [`Error::Model`] when the weights overflow on a picture,
+    /// and what a device refuses.
     pub fn open_or_compute(
         cache: Option<&Path>,
         backbone: &Backbone,
@@ -66,16 +80,11 @@ impl Features {
         progress: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<Self> {
         backbone.check_size(size)?;
-        let source = Source::new(cache, backbone, size);
-        let done = AtomicUsize::new(0);
-        let found: Vec<Found> = items
-            .par_iter()
-            .map(|path| {
-                let found = source.find(path.as_ref())?;
-                progress(done.fetch_add(1, Ordering::Relaxed) + 1, items.len());
-                Ok(found)
-            })
-            .collect::<Result<_>>()?;
+        let (source, done) = (Source::new(cache, backbone, size), AtomicUsize::new(0));
+        let step = || progress(done.fetch_add(1, Ordering::Relaxed) + 1, items.len());
+        let batch = backbone.gpu().map_or(1, |_| batch(size));
+        let found = items.par_chunks(batch).map(|paths| source.find(paths, &step)).collect::<Result<Vec<_>>>()?;
+        let found: Vec<Found> = found.into_iter().flatten().collect();
         Ok(Features {
             shape: source.shape,
             computed: found.iter().filter(|f| f.computed).count(),
@@ -106,7 +115,7 @@ impl Features {
     pub fn get(&self, i: usize) -> &[f32] {
         match &self.records[i] {
             Record::Mapped(map) => bytemuck::cast_slice(&map[HEADER..]),
-            Record::Memory(values) => values.data(),
+            Record::Memory(values) => values,
         }
     }
 
@@ -152,6 +161,31 @@ struct Found {
     warning: Option<String>,
 }
 
+/// What the cache has of a picture.
+enum Looked<'a> {
+    Cached(Mmap),
+    Lacking(Lacking<'a>),
+}
+
+/// A picture whose features have to be computed.
+struct Lacking<'a> {
+    path: &'a Path,
+    /// Ready for the backbone, `[size, size, 3]`.
+    prepared: Vec<f32>,
+    /// Where the record goes, and its key, if there is a cache.
+    place: Option<(PathBuf, blake3::Hash)>,
+    warning: Option<String>,
+}
+
+impl Looked<'_> {
+    fn prepared(&self) -> Option<&[f32]> {
+        match self {
+            Looked::Cached(_) => None,
+            Looked::Lacking(lacking) => Some(&lacking.prepared),
+        }
+    }
+}
+
 /// Where features come from: a folder of records, and what computes those that it lacks.
 struct Source<'a> {
     backbone: &'a Backbone,
@@ -160,6 +194,8 @@ struct Source<'a> {
     /// Everything that goes into a key but the picture.
     key: blake3::Hasher,
     folder: Option<PathBuf>,
+    /// Held while a batch is on the device, so that the memory needed there does not grow with the threads.
+    turn: Mutex<()>,
 }
 
 impl<'a> Source<'a> {
@@ -172,48 +208,88 @@ impl<'a> Source<'a> {
         key.update(&(size as u64).to_le_bytes());
         key.update(b"RGB, upright, 8 bit, Pillow bilinear to a square, (v / 255 - mean) / std\0");
         backbone.mean().into_iter().chain(backbone.std()).for_each(|v| _ = key.update(&v.to_le_bytes()));
-        // Vector levels round differently, and values are stored in the byte order of the machine.
-        key.update(simd().name().as_bytes()).update(b"\0").update(&1u32.to_ne_bytes());
+        // Vector levels and devices round differently, and values are stored in the byte order of the machine.
+        let computes = backbone.gpu().map_or(simd().name().into(), |gpu| {
+            let (facts, [major, minor]) = (gpu.facts(), gpu.facts().architecture);
+            format!("{} {major}.{minor} {}", facts.name, gpu.precision().name())
+        });
+        key.update(computes.as_bytes()).update(b"\0").update(&1u32.to_ne_bytes());
         let folder = cache.map(|cache| cache.join(format!("{name}-{size}-{}", &digest.to_hex()[..8])));
-        Source { backbone, size, shape: [side, side, backbone.channels()], key, folder }
+        let shape = [side, side, backbone.channels()];
+        Source { backbone, size, shape, key, folder, turn: Mutex::default() }
     }
 
-    /// The features of one picture file, which is read once: what is hashed is what is decoded.
-    fn find(&self, path: &Path) -> Result<Found> {
+    /// The features of some picture files; `step` is called for each when it is done.
+    fn find<'p>(&self, paths: &'p [impl AsRef<Path> + Sync], step: &(impl Fn() + Sync)) -> Result<Vec<Found>> {
+        let looked = paths.par_iter().map(|path| self.look_up(path.as_ref())).collect::<Result<Vec<_>>>()?;
+        let prepared: Vec<&[f32]> = looked.iter().filter_map(Looked::prepared).collect();
+        let computed = self.compute(&prepared)?;
+        let mut computed = computed.data().chunks_exact(self.shape.iter().product());
+        let with_values = |looked: Looked<'p>| {
+            let values = if looked.prepared().is_some() { computed.next() } else { None };
+            (looked, values.unwrap_or_default())
+        };
+        let all: Vec<_> = looked.into_iter().map(with_values).collect();
+        let keep = |(looked, values)| {
+            let found = self.keep(looked, values)?;
+            step();
+            Ok(found)
+        };
+        all.into_par_iter().map(keep).collect()
+    }
+
+    /// Reads a picture file, once: what is hashed is what is decoded.
+    fn look_up<'p>(&self, path: &'p Path) -> Result<Looked<'p>> {
         let bytes = fs::read(path).map_err(|e| Error::io("read", path, &e))?;
-        let Some(folder) = &self.folder else {
-            let record = Record::Memory(self.compute(path, &bytes)?);
-            return Ok(Found { record, computed: true, warning: None });
+        let place = self.folder.as_ref().map(|folder| {
+            let key = self.key.clone().update(&bytes).finalize();
+            (folder.join(format!("{}.features", key.to_hex())), key)
+        });
+        let warning = match &place {
+            None => None,
+            Some((file, key)) => match self.open(file, key) {
+                Ok(Some(map)) => return Ok(Looked::Cached(map)),
+                Ok(None) => None,
+                Err(what) => Some(format!("{}: {what}, computed again", file.display())),
+            },
         };
-        let key = self.key.clone().update(&bytes).finalize();
-        let file = folder.join(format!("{}.features", key.to_hex()));
-        let warning = match self.open(&file, &key) {
-            Ok(Some(map)) => return Ok(Found { record: Record::Mapped(map), computed: false, warning: None }),
-            Ok(None) => None,
-            Err(what) => Some(format!("{}: {what}, computed again", file.display())),
+        let picture = decode_bytes(path, &bytes)?;
+        let prepared = preprocess(&picture, self.size, self.backbone.mean(), self.backbone.std());
+        Ok(Looked::Lacking(Lacking { path, prepared, place, warning }))
+    }
+
+    /// Features of prepared pictures, in host memory.
+    fn compute(&self, prepared: &[&[f32]]) -> Result<Tensor> {
+        if prepared.is_empty() {
+            return Ok(Tensor::from_slice([0], &[]));
+        }
+        let _turn = self.backbone.gpu().map(|_| self.turn.lock().unwrap_or_else(PoisonError::into_inner));
+        self.backbone.forward(&self.backbone.input(self.size, prepared)?)?.to_host()
+    }
+
+    /// Keeps the features of a picture in the cache, if there is one.
+    fn keep(&self, looked: Looked, values: &[f32]) -> Result<Found> {
+        let Lacking { path, place, warning, .. } = match looked {
+            Looked::Cached(map) => return Ok(Found { record: Record::Mapped(map), computed: false, warning: None }),
+            Looked::Lacking(lacking) => lacking,
         };
-        let values = self.compute(path, &bytes)?;
-        let bytes = bytemuck::cast_slice(values.data());
-        write_record(folder, &file, &key, bytes)?;
+        if !values.iter().all(|v| v.is_finite()) {
+            return Err(Error::model(
+                self.backbone.path(),
+                format!("gives features that are not finite for {}", path.display()),
+                "the weights are out of range: take the published file",
+            ));
+        }
+        let Some((file, key)) = place else {
+            let record = Record::Memory(values.into());
+            return Ok(Found { record, computed: true, warning });
+        };
+        write_record(&file, &key, bytemuck::cast_slice(values))?;
         match self.open(&file, &key) {
             Ok(Some(map)) => Ok(Found { record: Record::Mapped(map), computed: true, warning }),
             Ok(None) => Err(lost(&file, "it is gone")),
             Err(what) => Err(lost(&file, &what)),
         }
-    }
-
-    fn compute(&self, path: &Path, bytes: &[u8]) -> Result<Tensor> {
-        let picture = decode_bytes(path, bytes)?;
-        let x = preprocess(&picture, self.size, self.backbone.mean(), self.backbone.std());
-        let y = self.backbone.forward(&Tensor::from_slice([1, self.size, self.size, 3], &x))?;
-        if y.data().iter().all(|v| v.is_finite()) {
-            return Ok(y);
-        }
-        Err(Error::model(
-            self.backbone.path(),
-            format!("gives features that are not finite for {}", path.display()),
-            "the weights are out of range: take the published file",
-        ))
     }
 
     /// Maps a record: `None` when there is none, a description of the damage when it cannot be used.
@@ -243,8 +319,8 @@ fn checksum(key: &blake3::Hash, values: &[u8]) -> blake3::Hash {
     blake3::keyed_hash(key.as_bytes(), values)
 }
 
-fn write_record(folder: &Path, file: &Path, key: &blake3::Hash, values: &[u8]) -> Result<()> {
-    let checksum = checksum(key, values);
+fn write_record(file: &Path, key: &blake3::Hash, values: &[u8]) -> Result<()> {
+    let (checksum, folder) = (checksum(key, values), file.parent().unwrap_or(Path::new("")));
     fs::create_dir_all(folder)
         .map_err(|e| Error::io("create", folder, &e))
         .and_then(|()| {

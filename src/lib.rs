@@ -7,6 +7,7 @@
 //!        -> train: mse -> tape.backward -> clip -> AdamW -> checkpoint
 //!        -> score: L2 over channels -> upsample -> smooth -> image score -> metrics
 //! ```
+//! Every op runs where its tensors lie: on the CPU, or on a CUDA device, real or emulated ([`device`]).
 #![warn(missing_docs)]
 
 pub mod atomic;

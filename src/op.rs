@@ -57,37 +57,23 @@ pub trait Op: Clone + Debug + DeserializeOwned + Send + Sync + 'static {
 
     /// Whether input `i` is f32 on a device in every precision: parameters and running statistics are, activations are
     /// stored as the run's precision has it. The gradient is stored as its input.
-    fn input_in_f32(&self, i: usize) -> bool {
-        unimplemented!("input_in_f32({i}) of {}", Self::NAME)
-    }
+    fn input_in_f32(&self, i: usize) -> bool;
 
     /// Whether output `i` is f32 on a device in every precision: losses, scores and statistics are.
-    fn output_in_f32(&self, i: usize) -> bool {
-        unimplemented!("output_in_f32({i}) of {}", Self::NAME)
-    }
+    fn output_in_f32(&self, i: usize) -> bool;
 
     /// [`Self::cpu_forward`] on a device.
     ///
     /// # Errors
     /// What the device refuses.
-    fn cuda_forward(&self, gpu: &Gpu, x: &[GpuArg], y: &mut [GpuOut]) -> Result<()> {
-        unimplemented!("cuda_forward of {} {gpu:?} {x:?} {y:?}", Self::NAME)
-    }
+    fn cuda_forward(&self, gpu: &Gpu, x: &[GpuArg], y: &mut [GpuOut]) -> Result<()>;
 
     /// [`Self::cpu_backward`] on a device.
     ///
     /// # Errors
     /// What the device refuses.
-    fn cuda_backward(
-        &self,
-        gpu: &Gpu,
-        x: &[GpuArg],
-        y: &[Values],
-        dy: Values,
-        dx: &mut [Option<GpuOut>],
-    ) -> Result<()> {
-        unimplemented!("cuda_backward of {} {gpu:?} {x:?} {y:?} {dy:?} {dx:?}", Self::NAME)
-    }
+    fn cuda_backward(&self, gpu: &Gpu, x: &[GpuArg], y: &[Values], dy: Values, dx: &mut [Option<GpuOut>])
+    -> Result<()>;
 
     /// Floating-point operations of one forward pass, for the benchmark; 0 where memory is what counts.
     fn flops(&self, x: &[Shape]) -> u64;

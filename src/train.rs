@@ -301,7 +301,7 @@ mod tests {
         let mut trainer = Trainer::new(head, config).unwrap();
         let mut orders = vec![];
         for epoch in 0..2 {
-            let mut order = vec![];
+            let mut order: Vec<usize> = vec![];
             for step in 0..trainer.steps_per_epoch(10) {
                 trainer.progress = Progress { epoch, step, ..Progress::default() };
                 order.extend(&trainer.order(10)[trainer.places(10)]);

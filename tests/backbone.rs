@@ -1,11 +1,16 @@
 //! Both backbones against PyTorch (`fixtures/README.md`, "Backbones"), with weights both sides compute from a formula,
 //! and what a weight file must have.
 
+#[path = "common/device.rs"]
+mod device;
+
 use std::path::{Path, PathBuf};
 
 use grad::Error;
 use grad::backbone::{Backbone, Network};
 use grad::data::{Picture, preprocess};
+use grad::device::Device;
+use grad::device::cuda::{Gpu, Precision};
 use grad::tensor::Tensor;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -142,10 +147,10 @@ impl Fixture {
         Tensor::from_slice(grad::shape::Shape::new(t.shape()), &values)
     }
 
-    /// Fails unless `got` is as near as float32 can be expected to come.
-    fn compare(&self, weights: &str, stage: &str, got: &[f32]) {
+    /// Fails unless `got` is as near as float32 can be expected to come, or arithmetic that many times coarser.
+    fn compare(&self, weights: &str, stage: &str, got: &[f32], coarseness: f64) {
         let want = self.tensor(&format!("{weights}.{stage}"));
-        let tolerance = SLACK * self.json("float32_error")[weights][stage].as_f64().unwrap();
+        let tolerance = SLACK * coarseness * self.json("float32_error")[weights][stage].as_f64().unwrap();
         assert_eq!(got.len(), want.data().len(), "{weights}.{stage}");
         for (i, (&got, &want)) in got.iter().zip(want.data()).enumerate() {
             let error = (f64::from(got) - f64::from(want)).abs();
@@ -162,7 +167,7 @@ fn agrees(fixture: &Fixture, weights: &str, backbone: &Backbone) {
     };
     for (stage, got) in stages(&fixture.tensor("x")) {
         assert_eq!(got.shape(), fixture.tensor(&format!("{weights}.{stage}")).shape());
-        fixture.compare(weights, stage, got.data());
+        fixture.compare(weights, stage, got.data(), 1.0);
     }
     let x = preprocess(&picture(224, 224), 224, backbone.mean(), backbone.std());
     for (stage, got) in stages(&Tensor::from_slice([1, 224, 224, 3], &x)) {
@@ -170,11 +175,11 @@ fn agrees(fixture: &Fixture, weights: &str, backbone: &Backbone) {
         let mut mean = vec![0.0f64; c];
         got.data().iter().enumerate().for_each(|(i, &v)| mean[i % c] += f64::from(v) / (h * w) as f64);
         let mean: Vec<f32> = mean.into_iter().map(|v| v as f32).collect();
-        fixture.compare(weights, &format!("full.{stage}.mean"), &mean);
+        fixture.compare(weights, &format!("full.{stage}.mean"), &mean, 1.0);
         let positions = [(0, 0), (h / 2, w / 2), (h - 1, w - 1)];
         let points: Vec<f32> =
             positions.iter().flat_map(|(y, x)| got.data()[(y * w + x) * c..][..c].to_vec()).collect();
-        fixture.compare(weights, &format!("full.{stage}.points"), &points);
+        fixture.compare(weights, &format!("full.{stage}.points"), &points, 1.0);
     }
 }
 
@@ -325,4 +330,75 @@ fn weight_files_that_do_not_fit_are_refused_by_name() {
     refused(&broken, lite0, &[at, "NaN at position 100"]);
     let missing = Backbone::load(lite0, Path::new("no/such/file")).err().unwrap();
     assert!(matches!(&missing, Error::Io { action: "read", .. }), "{missing}");
+}
+
+/// On a device, in every precision: as near as arithmetic that coarse can be expected to come.
+fn agrees_on_a_device(open: impl Fn(Precision) -> Option<Gpu>, fixture: &Fixture, weights: &str, backbone: &Backbone) {
+    let x = fixture.tensor("x");
+    for gpu in Precision::ALL.into_iter().filter_map(open) {
+        let there = backbone.to(&Device::Gpu(gpu.clone())).unwrap();
+        let got = there.forward(&x.to_gpu(&gpu, false).unwrap()).unwrap().to_host().unwrap();
+        assert_eq!(got.shape(), fixture.tensor(&format!("{weights}.neck")).shape());
+        fixture.compare(weights, "neck", got.data(), gpu.precision().coarseness());
+    }
+}
+
+fn b4_agrees_on_a_device(open: impl Fn(Precision) -> Option<Gpu>) {
+    let backbone = load(Network::B4, &weight_file(Network::B4, |_, _, _| {})).unwrap();
+    agrees_on_a_device(open, &Fixture::open("backbone_b4.safetensors"), "formula", &backbone);
+}
+
+fn lite0_agrees_on_a_device(open: impl Fn(Precision) -> Option<Gpu>) {
+    agrees_on_a_device(open, &Fixture::open("backbone_lite0.safetensors"), "shipped", &Backbone::lite0().unwrap());
+}
+
+/// However many pictures go together, and however the products are tiled for that many.
+fn a_picture_gets_the_same_bits_in_any_batch(open: impl Fn(Precision) -> Option<Gpu>) {
+    let values: Vec<f32> = (0..5 * 32 * 32 * 3).map(|i| (bits("batch", i as u64) >> 40) as f32 / 8e6 - 1.0).collect();
+    let pictures: Vec<&[f32]> = values.chunks(32 * 32 * 3).collect();
+    for gpu in Precision::ALL.into_iter().filter_map(open) {
+        let backbone = Backbone::lite0().unwrap().to(&Device::Gpu(gpu)).unwrap();
+        let run = |pictures: &[&[f32]]| {
+            let x = backbone.input(32, pictures).unwrap();
+            backbone.forward(&x).unwrap().to_host().unwrap()
+        };
+        let batch = run(&pictures);
+        for (picture, want) in pictures.iter().zip(batch.data().chunks(4 * 4 * 152)) {
+            assert_eq!(run(&[picture]).data(), want, "{:?}", backbone.gpu());
+        }
+    }
+}
+
+mod emulated {
+    #[test]
+    fn b4_agrees_with_pytorch() {
+        super::b4_agrees_on_a_device(super::device::emulated);
+    }
+
+    #[test]
+    fn lite0_agrees_with_pytorch() {
+        super::lite0_agrees_on_a_device(super::device::emulated);
+    }
+
+    #[test]
+    fn a_picture_gets_the_same_bits_in_any_batch() {
+        super::a_picture_gets_the_same_bits_in_any_batch(super::device::emulated);
+    }
+}
+
+mod hardware {
+    #[test]
+    fn b4_agrees_with_pytorch() {
+        super::b4_agrees_on_a_device(super::device::hardware);
+    }
+
+    #[test]
+    fn lite0_agrees_with_pytorch() {
+        super::lite0_agrees_on_a_device(super::device::hardware);
+    }
+
+    #[test]
+    fn a_picture_gets_the_same_bits_in_any_batch() {
+        super::a_picture_gets_the_same_bits_in_any_batch(super::device::hardware);
+    }
 }

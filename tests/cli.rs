@@ -2,97 +2,19 @@
 //!
 //! All of it on a dozen pictures of 64 x 64 pixels and a model of one block: a run takes a fraction of a second.
 
+#[path = "common/program.rs"]
+mod program;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command as Process, Stdio};
 use std::time::{Duration, Instant};
 
 use assert_cmd::Command;
-use image::{GrayImage, Luma, Rgb, RgbImage};
+use program::{GRAD, Outcome, go, grad, new_folder, run};
 use serde_json::Value;
-use tempfile::TempDir;
 
-const GRAD: &str = env!("CARGO_BIN_EXE_grad");
 const TINY: [&str; 9] = ["train", "--data", "data", "--image-size", "64", "--blocks", "1", "--batch", "4"];
-
-/// A folder to work in, with `data/` in the layout of MVTec AD: two classes, four pictures to train on, four to test.
-fn new_folder() -> TempDir {
-    let home = tempfile::tempdir().unwrap();
-    for (class, phase) in [("bolt", 0), ("cloth", 40)] {
-        let class = home.path().join("data").join(class);
-        for i in 0..4 {
-            picture(&class.join(format!("train/good/{i}.png")), phase + i, false);
-        }
-        for i in 4..6 {
-            picture(&class.join(format!("test/good/{i}.png")), phase + i, false);
-            picture(&class.join(format!("test/hole/{i}.png")), phase + i, true);
-            let mask = GrayImage::from_fn(64, 64, |x, y| Luma([if in_hole(x, y) { 255 } else { 0 }]));
-            let file = class.join(format!("ground_truth/hole/{i}_mask.png"));
-            fs::create_dir_all(file.parent().unwrap()).unwrap();
-            mask.save(file).unwrap();
-        }
-    }
-    home
-}
-
-fn in_hole(x: u32, y: u32) -> bool {
-    (20..36).contains(&x) && (24..40).contains(&y)
-}
-
-/// Stripes, a little different for each `variant`, with or without a dark square.
-fn picture(path: &Path, variant: u32, hole: bool) {
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    let pixel = |x: u32, y: u32| match hole && in_hole(x, y) {
-        true => Rgb([10, 0, 20]),
-        false => {
-            Rgb([((x + variant) * 7 % 97 + 100) as u8, ((y + variant) * 5 % 83 + 90) as u8, (120 + variant) as u8])
-        }
-    };
-    RgbImage::from_fn(64, 64, pixel).save(path).unwrap();
-}
-
-/// `grad` in `home`, with no setting from the environment of the tests.
-fn grad(home: &Path) -> Command {
-    let mut command = Command::new(GRAD);
-    command.current_dir(home).args([""; 0]);
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("GRAD_")) {
-        command.env_remove(name);
-    }
-    command
-}
-
-struct Outcome {
-    code: i32,
-    stdout: String,
-    stderr: String,
-}
-
-impl Outcome {
-    #[track_caller]
-    fn expect(self, code: i32, said: &[&str]) -> Self {
-        assert_eq!(self.code, code, "{}{}", self.stdout, self.stderr);
-        for word in said {
-            assert!(self.stderr.contains(word) || self.stdout.contains(word), "no `{word}`: {}", self.stderr);
-        }
-        self
-    }
-
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.stdout).unwrap()
-    }
-}
-
-fn go(mut command: Command) -> Outcome {
-    let output = command.output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    Outcome { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
-}
-
-fn run(home: &Path, args: &[&str]) -> Outcome {
-    let mut command = grad(home);
-    command.args(args);
-    go(command)
-}
 
 /// Trains the tiny model into `out` with more flags.
 fn train(home: &Path, out: &str, more: &[&str]) -> Outcome {
@@ -212,7 +134,7 @@ fn the_doctor_knows_the_machine() {
     let mut wrong = grad(home.path());
     wrong.arg("doctor").env("GRAD_SIMD", "mmx");
     go(wrong).expect(2, &["GRAD_SIMD=mmx"]);
-    run(home.path(), &["train", "--device", "cuda:1"]).expect(5, &["--device cpu"]);
+    run(home.path(), &["train", "--device", "cuda:1000"]).expect(5, &["--device cpu"]);
 }
 
 #[test]
@@ -241,6 +163,7 @@ fn help_fits_a_terminal() {
         "--seed",
         "--threads",
         "--device",
+        "--precision",
         "--config",
         "--local",
         "--global",
@@ -497,4 +420,90 @@ fn output_that_nobody_reads_is_no_crash() {
     if Path::new("/dev/full").exists() {
         go(full).expect(2, &["cannot write stdout"]);
     }
+}
+
+/// One class, on the emulated device: every kernel runs on the CPU, every access checked.
+fn emulated(home: &Path, args: &[&str]) -> Outcome {
+    run(home, &[args, &["--device", "emulated"]].concat())
+}
+
+#[test]
+fn a_device_does_what_the_cpu_does() {
+    let home = new_folder();
+    let home = home.path();
+    let one = ["--classes", "bolt", "--epochs", "1", "--json"];
+    let loss = |outcome: &Outcome| outcome.json()["loss"].as_f64().unwrap();
+    let cpu = train(home, "cpu", &one).expect(0, &["device    cpu, "]);
+    let gpu = emulated(home, &[&TINY[..], &["--out", "gpu"], &one].concat());
+    let gpu = gpu.expect(0, &["device    emulated, emulated device, f32, ", "device    keeps all features, "]);
+    // One step: the same features, batch and noise but for the order of sums.
+    let near = |a: f64, b: f64| (a - b).abs() <= 1e-4 * a.abs();
+    assert!(near(loss(&cpu), loss(&gpu)), "{} on the CPU, {} on the device", loss(&cpu), loss(&gpu));
+    let eval =
+        emulated(home, &["eval", "gpu", "--classes", "bolt", "--json"]).expect(0, &["4 x 8x8x152", "from .grad"]);
+    assert_eq!(eval.json(), gpu.json()["metrics"]);
+
+    // The same model on either device, and pictures in a lot or alone.
+    let scores = |outcome: Outcome| -> Vec<f64> {
+        let rows = outcome.expect(0, &[]).stdout;
+        rows.lines().map(|row| serde_json::from_str::<Value>(row).unwrap()["score"].as_f64().unwrap()).collect()
+    };
+    let predict = ["predict", "cpu", "data/bolt/test", "--json", "--out", "none"];
+    let (on_cpu, on_gpu) = (scores(run(home, &predict)), scores(emulated(home, &predict)));
+    assert!(on_cpu.iter().zip(&on_gpu).all(|(a, b)| near(*a, *b)), "{on_cpu:?} {on_gpu:?}");
+    let alone = emulated(home, &["predict", "cpu", "data/bolt/test/hole/4.png", "--json", "--out", "none"]);
+    assert_eq!(scores(alone), on_gpu[2..3]);
+}
+
+#[test]
+fn features_of_a_device_are_kept_apart() {
+    let home = new_folder();
+    let features = |more: &[&str]| {
+        let args = ["features", "--data", "data", "--classes", "bolt", "--image-size", "64", "--json"];
+        let found = run(home.path(), &[&args[..], more].concat()).expect(0, &[]).json();
+        assert_eq!((&found["pictures"], &found["shape"]), (&8.into(), &serde_json::json!([8, 8, 152])));
+        found["computed"].as_u64().unwrap()
+    };
+    assert_eq!(features(&["--device", "emulated"]), 8);
+    assert_eq!(features(&["--device", "emulated", "--precision", "f32"]), 0);
+    assert_eq!(features(&[]), 8);
+    assert_eq!(features(&["--device", "emulated", "--precision", "bf16"]), 8);
+    assert_eq!(features(&["--device", "emulated", "--precision", "bf16"]), 0);
+}
+
+#[test]
+fn a_run_on_a_device_resumes_to_the_same_bits() {
+    let home = new_folder();
+    let home = home.path();
+    let train = |out: &str, epochs: &str| {
+        let more = ["--classes", "bolt", "--precision", "bf16", "--bn-group", "3", "--epochs", epochs, "--out", out];
+        emulated(home, &[&TINY[..], &more].concat()).expect(0, &["bf16"]);
+    };
+    train("straight", "2");
+    train("half", "1");
+    assert_ne!(model(home, "straight"), model(home, "half"));
+    run(home, &["train", "--resume", "half", "--epochs", "2"]).expect(2, &["precision is bf16", "--precision f32"]);
+    emulated(home, &["train", "--resume", "half", "--epochs", "2"]).expect(0, &["epoch 2, step 1", "bf16"]);
+    assert_eq!(model(home, "straight"), model(home, "half"));
+    assert_eq!(epochs(home, "straight"), epochs(home, "half"));
+
+    // A model is used in the precision that it was trained in, unless another is asked for, or the CPU computes.
+    let predict = |more: &[&str]| run(home, &[&["predict", "half", "data/bolt/test/hole/4.png"], more].concat());
+    predict(&["--device", "emulated"]).expect(0, &["emulated device, bf16"]);
+    predict(&["--device", "emulated", "--precision", "tf32"]).expect(0, &["emulated device, tf32"]);
+    predict(&[]).expect(0, &["device    cpu"]);
+    predict(&["--precision", "bf16"]).expect(2, &["the CPU computes in f32 alone"]);
+    run(home, &["train", "--resume", "half", "--precision", "f32"]).expect(0, &["every epoch is trained"]);
+}
+
+#[test]
+fn devices_and_precisions_that_do_not_exist() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    run(home, &["doctor", "--device", "gpu"]).expect(2, &["use auto, cpu, cuda or cuda:N"]);
+    run(home, &["doctor", "--precision", "f16"]).expect(2, &["f32, tf32, bf16"]);
+    let said = emulated(home, &["doctor", "--json"]).expect(0, &[]).json();
+    assert!(said["device"].as_str().unwrap().starts_with("emulated, emulated device, f32, "), "{said}");
+    assert!(["kernels", "driver", "gpu"].iter().all(|key| said[key].is_string()), "{said}");
+    run(home, &["doctor", "--precision", "tf32"]).expect(2, &["precision is tf32", "device     none"]);
 }

@@ -26,14 +26,36 @@ fn stems(files: &[PathBuf]) -> BTreeSet<String> {
 fn ops_files_registry_and_fixtures_are_the_same_list() {
     let registry: BTreeSet<String> = grad::ops::REGISTRY.iter().map(|e| e.name.to_string()).collect();
     let mut sources = stems(&files("src/ops", "rs"));
-    // `mod` is the registry, `normalise` is what two ops share.
-    for shared in ["mod", "normalise"] {
+    // `mod` is the registry, the others are what two ops share.
+    for shared in ["mod", "normalise", "normalise_cuda"] {
         assert!(sources.remove(shared), "src/ops/{shared}.rs is gone: mend this list");
     }
     assert_eq!(sources, registry, "src/ops against the registry");
     let fixtures = stems(&files("fixtures", "safetensors"));
     let missing: Vec<_> = registry.difference(&fixtures).collect();
     assert!(missing.is_empty(), "ops without a fixture: {missing:?}");
+    let kernels = stems(&files("kernels", "cu"));
+    let missing: Vec<_> = registry.difference(&kernels).collect();
+    assert!(missing.is_empty(), "ops without a kernel file: {missing:?}");
+}
+
+/// A kernel that nobody launches is dead code, which no compiler reports.
+#[test]
+fn every_kernel_is_launched() {
+    let read = |path: &PathBuf| std::fs::read_to_string(path).unwrap();
+    let sources: String = files("src", "rs").iter().map(read).collect();
+    for file in files("kernels", "cu").iter().filter(|f| f.parent() == Some(&root().join("kernels"))) {
+        let text = read(file);
+        let kernels: Vec<&str> = text
+            .split("extern \"C\" __global__")
+            .skip(1)
+            .filter_map(|k| Some(k.split_once("void ")?.1.split_once('(')?.0))
+            .collect();
+        assert!(!kernels.is_empty(), "{} holds no kernel", relative(file));
+        for kernel in kernels {
+            assert!(sources.contains(&format!("launch::{kernel}")), "{}: nobody launches {kernel}", relative(file));
+        }
+    }
 }
 
 #[test]
@@ -70,12 +92,21 @@ fn sha256(bytes: &[u8]) -> String {
 #[test]
 fn no_source_file_holds_two_things() {
     let mut long = vec![];
-    for (folder, extension) in
-        [("src", "rs"), ("tests", "rs"), ("benches", "rs"), ("fixtures", "py"), ("benches", "py")]
-    {
+    for (folder, extension, most) in [
+        ("src", "rs", 600),
+        ("build", "rs", 600),
+        ("tests", "rs", 600),
+        ("benches", "rs", 600),
+        ("fixtures", "py", 600),
+        ("benches", "py", 600),
+        ("kernels", "cu", 300),
+        ("kernels", "cuh", 300),
+        ("kernels", "h", 500),
+        ("kernels", "cpp", 500),
+    ] {
         for file in files(folder, extension) {
             let lines = std::fs::read_to_string(&file).unwrap().lines().count();
-            if lines > 600 {
+            if lines > most {
                 long.push(format!("{} has {lines} lines", relative(&file)));
             }
         }
@@ -85,11 +116,11 @@ fn no_source_file_holds_two_things() {
 
 #[test]
 fn every_source_file_begins_with_what_it_is() {
-    let bare: Vec<String> = files("src", "rs")
-        .iter()
-        .filter(|f| !std::fs::read_to_string(f).unwrap().starts_with("//!"))
-        .map(|f| relative(f))
-        .collect();
+    let begins = |f: &PathBuf, with: &str| std::fs::read_to_string(f).unwrap().starts_with(with);
+    let rust = [files("src", "rs"), files("build", "rs")].concat();
+    let device = ["cu", "cuh", "h", "cpp"].map(|extension| files("kernels", extension)).concat();
+    let bare = rust.iter().filter(|f| !begins(f, "//!")).chain(device.iter().filter(|f| !begins(f, "// ")));
+    let bare: Vec<String> = bare.map(|f| relative(f)).collect();
     assert!(bare.is_empty(), "no head comment: {bare:?}");
 }
 

@@ -317,11 +317,22 @@ static void touch_range(uintptr_t address, size_t bytes, Place place) {
 EMULATOR_TOUCH_ALL(read)
 EMULATOR_TOUCH_ALL(write)
 
+// Clang's, for arrays and structures that are copied or cleared as a whole.
+extern "C" void* __tsan_memcpy(void* to, const void* from, size_t bytes) {
+  emulator::touch_range<emulator::Access::read>(reinterpret_cast<uintptr_t>(from), bytes, EMULATOR_PLACE);
+  emulator::touch_range<emulator::Access::write>(reinterpret_cast<uintptr_t>(to), bytes, EMULATOR_PLACE);
+  return memcpy(to, from, bytes);
+}
+extern "C" void* __tsan_memset(void* to, int value, size_t bytes) {
+  emulator::touch_range<emulator::Access::write>(reinterpret_cast<uintptr_t>(to), bytes, EMULATOR_PLACE);
+  return memset(to, value, bytes);
+}
+
 // Kernels have no virtual functions, and their atomics are atomicAdd and its siblings: nothing else is called.
 extern "C" void __tsan_init() {}
 extern "C" void __tsan_func_exit(void*) {}
 
-// A function of the kernel begins. Recursion, or too many local arrays, would otherwise end on the page below the stack.
+// A function of the kernel begins. Recursion, or too many local arrays, would else end on the page below the stack.
 extern "C" void __tsan_func_entry(void*) {
   using namespace emulator;
   uintptr_t left = reinterpret_cast<uintptr_t>(__builtin_frame_address(0)) - hot.stack;

@@ -1,4 +1,4 @@
-// The CUDA language, for a C++ compiler: what `#include <cuda_runtime.h>` and `intrinsics.cuh` give a kernel on the GPU.
+// The CUDA language, for a C++ compiler: what <cuda_runtime.h> and `intrinsics.cuh` give a kernel on the GPU.
 //
 // A kernel file is included after this header, inside an unnamed namespace, and compiled with -fsanitize=thread: that
 // flag makes the compiler call __tsan_read4(address) and its siblings before every load and store, and emulator.cpp
@@ -93,7 +93,7 @@ void store8(void*, uint2, Site);
 
 void copy_issue(void* to, const void* from, uint32_t bytes, bool valid, Site);
 void copy_commit();
-void copy_wait(uint32_t pending, Site);
+void copy_wait(uint32_t pending);
 
 // Sixteen bytes travel in registers; the arrays of a kernel's fragments need not exist in memory.
 struct Words4 { uint32_t word[4]; };
@@ -102,10 +102,14 @@ Words4 ldmatrix(uint32_t matrices, bool transposed, const void* row, Site);
 Floats4 mma_tf32(Floats4 d, Words4 a, uint64_t b, Site);
 Floats4 mma_bf16(Floats4 d, Words4 a, uint64_t b, Site);
 
-// Calls a kernel with `args[i]` pointing at its argument i. The array is the host's: reading it is not checked.
+// args[i]. (A function, lest the compiler read the array in the caller, where the host's memory is out of bounds.)
+const void* argument(void** args, size_t i);
+
+// Calls a kernel with `args[i]` pointing at its argument i. These are the host's, and may be read unchecked.
 template <class... A, size_t... I>
-__attribute__((noinline, no_sanitize("thread"))) void call(void (*kernel)(A...), void** args, std::index_sequence<I...>) {
-  kernel(*static_cast<A*>(args[I])...);
+__attribute__((noinline, no_sanitize("thread"))) void call(void (*kernel)(A...), void** args,
+                                                           std::index_sequence<I...>) {
+  kernel(*static_cast<const A*>(argument(args, I))...);
 }
 template <class... A>
 __attribute__((noinline, no_sanitize("thread"))) void call(void (*kernel)(A...), void** args) {
@@ -156,7 +160,9 @@ EMULATED_DEVICE int __syncthreads_and(int predicate, EMULATED_SITE) {
 EMULATED_DEVICE int __syncthreads_count(int predicate, EMULATED_SITE) {
   return emulator::block_vote(emulator::Vote::count, predicate, site);
 }
-EMULATED_DEVICE void __syncwarp(uint32_t mask = kEmulatedFullMask, EMULATED_SITE) { emulator::warp_barrier(mask, site); }
+EMULATED_DEVICE void __syncwarp(uint32_t mask = kEmulatedFullMask, EMULATED_SITE) {
+  emulator::warp_barrier(mask, site);
+}
 
 EMULATED_DEVICE uint32_t __ballot_sync(uint32_t mask, int predicate, EMULATED_SITE) {
   return emulator::warp_ballot(mask, predicate != 0, "__ballot_sync", site);
@@ -239,8 +245,8 @@ EMULATED_DEVICE void cp_async4_zfill(void* to, const void* from, bool valid, EMU
 }
 EMULATED_DEVICE void cp_async_commit() { emulator::copy_commit(); }
 template <int N>
-EMULATED_DEVICE void cp_async_wait(EMULATED_SITE) {
-  emulator::copy_wait(N, site);
+EMULATED_DEVICE void cp_async_wait() {
+  emulator::copy_wait(N);
 }
 
 // ---- Matrix fragments --------------------------------------------------------------------------------------------
@@ -292,11 +298,11 @@ EMULATED_DEVICE uint32_t to_tf32(float x) {
   return (u + 0x1000u) & ~0x1FFFu;
 }
 
-EMULATED_DEVICE float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 EMULATED_DEVICE float __fdividef(float x, float y) { return x / y; }
 EMULATED_DEVICE float __frcp_rn(float x) { return 1.0f / x; }
-// glibc declares this name for its own use, and defines nothing under it.
-#define __expf expf
+// Macros, for glibc declares both names (rsqrtf since 2.42, __expf to itself), and need not define them.
+#define rsqrtf(x) (1.0f / sqrtf(x))
+#define __expf(x) expf(x)
 
 EMULATED_DEVICE int __popc(unsigned x) { return __builtin_popcount(x); }
 EMULATED_DEVICE int __ffs(int x) { return __builtin_ffs(x); }

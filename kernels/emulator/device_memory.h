@@ -11,6 +11,7 @@
 #pragma once
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <deque>
 #include <map>
@@ -23,7 +24,7 @@ constexpr size_t kGranule = 256;
 constexpr size_t kCanary = 64;
 constexpr uint8_t kCanaryByte = 0xCA;
 constexpr uint8_t kPoison = 0xFF;  // as float, bfloat16 or double: NaN
-constexpr size_t kPage = 4096;
+static const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
 
 struct Freed { size_t offset, bytes; };
 
@@ -125,8 +126,8 @@ static uint64_t allocate(size_t bytes) {
 
 // Gives back the pages between `from` and `to` that nothing lies on.
 static void release_pages(uintptr_t from, uintptr_t to) {
-  from = (from + kPage - 1) & ~(kPage - 1);
-  to &= ~(kPage - 1);
+  from = (from + page - 1) & ~(page - 1);
+  to &= ~(page - 1);
   if (from < to) madvise(reinterpret_cast<void*>(from), to - from, MADV_DONTNEED);
 }
 
@@ -138,7 +139,8 @@ static void release(std::map<size_t, size_t>::iterator allocation) {
   device.freed.push_back({offset, bytes});
   if (device.freed.size() > 4096) device.freed.pop_front();
 
-  // Its first and last page may be shared with neighbours: up to a page more on either side, if that is free.
+  // Its first and last page may be shared with neighbours: up to a page more on either side, if that is free. A table
+  // with `up` bytes for `down` bytes of memory has pages that stand for more memory, or less.
   size_t begin = offset - kGranule, end = begin + footprint(bytes);
   size_t before = 0, after = device.size;
   if (next != device.live.end()) after = next->first - kGranule;
@@ -146,11 +148,16 @@ static void release(std::map<size_t, size_t>::iterator allocation) {
     auto previous = std::prev(next);
     before = previous->first - kGranule + footprint(previous->second);
   }
-  size_t from = begin - before > kPage ? begin - kPage : before;
-  size_t to = after - end > kPage ? end + kPage : after;
-  release_pages(device.base + from, device.base + to);
-  uintptr_t writers = reinterpret_cast<uintptr_t>(device.writer);
-  release_pages(writers + 2 * from, writers + 2 * to);
+  auto release_table = [&](const void* table, size_t up, size_t down) {
+    size_t margin = page * down / up;
+    size_t from = begin - before > margin ? begin - margin : before;
+    size_t to = after - end > margin ? end + margin : after;
+    uintptr_t start = reinterpret_cast<uintptr_t>(table);
+    release_pages(start + from * up / down, start + to * up / down);
+  };
+  release_table(at(0), 1, 1);
+  release_table(device.writer, sizeof(uint64_t), 4);
+  release_table(device.valid, sizeof(uint16_t), kGranule);
 }
 
 // Forgets all writers, so that epochs can be counted from 1 again.

@@ -23,6 +23,8 @@ uint3 block_index() { return launch.block_index; }
 uint3 block_size() { return launch.block; }
 uint3 grid_size() { return launch.grid; }
 
+const void* argument(void** args, size_t i) { return args[i]; }
+
 void* shared_variable(const void* key, const char* name, size_t bytes, Site site) {
   SharedVariable* variable = nullptr;
   for (SharedVariable& v : arena.variables) {
@@ -77,7 +79,8 @@ static bool run_block(uint3 index) {
 static const char* refusal(const uint32_t grid[3], const uint32_t block[3], uint32_t shared_bytes) {
   uint64_t threads = uint64_t{block[0]} * block[1] * block[2];
   uint64_t blocks = uint64_t{grid[0]} * grid[1] * grid[2];
-  if (block[0] > 1024 || block[1] > 1024 || block[2] > 64 || threads > kMaxThreads) return "more than 1024 threads a block";
+  if (block[0] > 1024 || block[1] > 1024 || block[2] > 64) return "a block above 1024 x 1024 x 64";
+  if (threads > kMaxThreads) return "more than 1024 threads a block";
   if (threads == 0) return "an empty block";
   if (grid[0] > 0x7FFFFFFF || grid[1] > 65535 || grid[2] > 65535) return "a grid above 2147483647 x 65535 x 65535";
   if (blocks == 0) return "an empty grid";
@@ -122,8 +125,8 @@ using emulator::Text;
 
 #define EMULATOR_TELL(...) \
   do { \
-    Text text{message, message_size}; \
-    text.add(__VA_ARGS__); \
+    Text told{message, message_size}; \
+    told.add(__VA_ARGS__); \
     return 1; \
   } while (false)
 

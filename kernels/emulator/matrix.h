@@ -67,7 +67,7 @@ static void multiply_add(float (&d)[16][8], const float (&a)[16][K], const float
   }
 }
 
-// Meets the warp; element(lane, a, b) spreads a lane's operands over A and B.
+// Meets the warp; spread() puts the operands of lane 4 g + t where they belong in A and B.
 template <int K, class Spread>
 static Floats4 mma(const char* call, Floats4 d, Words4 a, uint64_t b, Site site, Spread spread) {
   uint32_t lane = hot.fiber->lane();
@@ -92,10 +92,10 @@ static Floats4 mma(const char* call, Floats4 d, Words4 a, uint64_t b, Site site,
 }
 
 Floats4 mma_tf32(Floats4 d, Words4 a, uint64_t b, Site site) {
-  auto spread = [](float(&A)[16][8], float(&B)[8][8], uint32_t g, uint32_t t, const uint32_t* a, uint32_t b0,
+  auto spread = [](float(&A)[16][8], float(&B)[8][8], uint32_t g, uint32_t t, const uint32_t* word, uint32_t b0,
                    uint32_t b1) {
-    auto tf32 = [](uint32_t word) { return as_float(word & ~0x1FFFu); };
-    for (uint32_t e = 0; e < 4; ++e) A[g + 8 * (e % 2)][t + 4 * (e / 2)] = tf32(a[e]);
+    auto tf32 = [](uint32_t w) { return as_float(w & ~0x1FFFu); };
+    for (uint32_t e = 0; e < 4; ++e) A[g + 8 * (e % 2)][t + 4 * (e / 2)] = tf32(word[e]);
     B[t][g] = tf32(b0);
     B[t + 4][g] = tf32(b1);
   };
@@ -103,11 +103,11 @@ Floats4 mma_tf32(Floats4 d, Words4 a, uint64_t b, Site site) {
 }
 
 Floats4 mma_bf16(Floats4 d, Words4 a, uint64_t b, Site site) {
-  auto spread = [](float(&A)[16][16], float(&B)[16][8], uint32_t g, uint32_t t, const uint32_t* a, uint32_t b0,
+  auto spread = [](float(&A)[16][16], float(&B)[16][8], uint32_t g, uint32_t t, const uint32_t* word, uint32_t b0,
                    uint32_t b1) {
-    auto half = [](uint32_t word, uint32_t h) { return as_float(h ? word & 0xFFFF0000u : word << 16); };
+    auto half = [](uint32_t w, uint32_t h) { return as_float(h ? w & 0xFFFF0000u : w << 16); };
     for (uint32_t h = 0; h < 2; ++h) {
-      for (uint32_t e = 0; e < 4; ++e) A[g + 8 * (e % 2)][2 * t + 8 * (e / 2) + h] = half(a[e], h);
+      for (uint32_t e = 0; e < 4; ++e) A[g + 8 * (e % 2)][2 * t + 8 * (e / 2) + h] = half(word[e], h);
       B[2 * t + h][g] = half(b0, h);
       B[2 * t + 8 + h][g] = half(b1, h);
     }

@@ -54,7 +54,7 @@ void copy_issue(void* to, const void* from, uint32_t bytes, bool valid, Site sit
 void copy_commit() { ++hot.fiber->copy_group; }
 
 // Completes all committed groups but the last `pending`.
-void copy_wait(uint32_t pending, Site) {
+void copy_wait(uint32_t pending) {
   Fiber& me = *hot.fiber;
   size_t done = 0;
   while (done < me.copies.size() && me.copies[done].group + pending < me.copy_group) {
@@ -92,8 +92,8 @@ static T atomic_add_of(T* p, T v, Site site) {
 uint32_t atomic_add(uint32_t* p, uint32_t v, Site site) { return atomic_add_of(p, v, site); }
 float atomic_add(float* p, float v, Site site) { return atomic_add_of(p, v, site); }
 double atomic_add(double* p, double v, Site site) { return atomic_add_of(p, v, site); }
-int atomic_add(int* p, int v, Site site) {
-  return atomic(p, site, [&](int old) { return static_cast<int>(static_cast<uint32_t>(old) + static_cast<uint32_t>(v)); });
+int atomic_add(int* p, int v, Site site) {  // wraps round, as the unsigned does
+  return static_cast<int>(atomic_add(reinterpret_cast<uint32_t*>(p), static_cast<uint32_t>(v), site));
 }
 
 template <class T>

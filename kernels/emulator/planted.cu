@@ -92,7 +92,7 @@ extern "C" __global__ __launch_bounds__(1) void planted_deep_recursion(const flo
   y[0] = descend(x, n);
 }
 
-// A loop that does not move on when step is 0. Report: "endless loop".
+// A loop that does not move on when step is 0, as it is here. Report: "endless loop".
 extern "C" __global__ __launch_bounds__(1) void planted_endless_loop(const float* x, float* y, uint32_t step) {
   float sum = 0.0f;
   for (uint32_t i = 0; i < 4; i += step) sum += x[i], y[0] = sum;
@@ -212,7 +212,7 @@ extern "C" __global__ __launch_bounds__(2) void planted_endless_wait(uint32_t* y
   }
 }
 
-// ---- Asynchronous copies and matrix fragments ------------------------------------------------------------------------
+// ---- Asynchronous copies and matrix fragments ----------------------------------------------------------------------
 
 // Reads where a copy is to arrive, and waits afterwards. Report: "before the wait for the copy".
 extern "C" __global__ __launch_bounds__(32) void planted_read_before_wait(const float* x, float* y) {

@@ -18,10 +18,10 @@ static Stacks stacks;
 
 static bool open_stacks() {
   if (stacks.base) return true;
-  size_t size = kMaxThreads * (kStackBytes + kPage);
+  size_t size = kMaxThreads * (kStackBytes + page);
   char* p = reserve(size);
   if (!p) return false;
-  for (size_t i = 0; i < kMaxThreads; ++i) mprotect(p + i * (kStackBytes + kPage), kPage, PROT_NONE);
+  for (size_t i = 0; i < kMaxThreads; ++i) mprotect(p + i * (kStackBytes + page), page, PROT_NONE);
   stacks.base = reinterpret_cast<uintptr_t>(p);
   stacks.size = size;
   return true;
@@ -30,7 +30,7 @@ static bool open_stacks() {
 static void free_all_stacks() {
   launch.free_stacks.clear();
   for (size_t i = kMaxThreads; i-- > 0;) {
-    launch.free_stacks.push_back(reinterpret_cast<char*>(stacks.base + i * (kStackBytes + kPage) + kPage));
+    launch.free_stacks.push_back(reinterpret_cast<char*>(stacks.base + i * (kStackBytes + page) + page));
   }
 }
 
@@ -59,7 +59,7 @@ static bool waits_alike(const Fiber& a, const Fiber& b) {
 
 static const char* plural(size_t n) { return n == 1 ? "1 thread" : "threads"; }
 
-// Groups the fibers by what they wait in, the largest groups first counted in order of thread numbers.
+// Groups the fibers by what they wait in, in the order of each group's first thread.
 [[noreturn]] static void report_deadlock() {
   const Fiber* shown[8];
   size_t counts[8] = {}, groups = 0, others = 0;

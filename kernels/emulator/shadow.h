@@ -29,7 +29,7 @@ static uint32_t epoch_of(Stamp s) { return static_cast<uint32_t>(s >> kEpochShif
 static uint32_t thread_of(Stamp s) { return static_cast<uint32_t>((s & kThreadBits) >> kThreadShift); }
 static uint32_t clock_of(Stamp s) { return static_cast<uint32_t>(s >> kClockShift) & kMaxClock; }
 
-// The order of a warp's lanes, and what it exchanges in collectives: see warp.h.
+// What the lanes of a warp know of each other's barriers.
 struct Clocks {
   uint32_t known[kWarp][kWarp];
 };

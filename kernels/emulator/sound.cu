@@ -200,3 +200,62 @@ extern "C" __global__ __launch_bounds__(32) void sound_ldmatrix(const uint32_t* 
   for (uint32_t i = 0; i < 4; ++i) y[i * 32 + lane] = r[i], y[(4 + i) * 32 + lane] = s[i];
   for (uint32_t i = 0; i < 2; ++i) y[(8 + i) * 32 + lane] = u[i], y[(10 + i) * 32 + lane] = v[i];
 }
+
+// ---- Numbers -------------------------------------------------------------------------------------------------------
+
+__constant__ float quarters[4] = {0.0f, 0.25f, 0.5f, 0.75f};
+
+// One word per function of the language. x: 1 + 2^-8 and 1 + 3 * 2^-8 (ties in bfloat16), 1 + 2^-11 (a tie in tf32),
+// 1 + 2^-11 - 2^-20, NaN, infinity, 16. y: see the test.
+extern "C" __global__ __launch_bounds__(1) void sound_numbers(const float* x, uint32_t* y) {
+  uint32_t n = 0;
+  auto put = [&](uint32_t value) { y[n++] = value; };
+  auto put_float = [&](float value) { y[n++] = __float_as_uint(value); };
+  // 0: roundings.
+  put_float(__bfloat162float(__float2bfloat16_rn(x[0])));
+  put_float(__bfloat162float(__float2bfloat16_rn(x[1])));
+  put(to_tf32(x[2]));
+  put(to_tf32(-x[2]));
+  put(to_tf32(x[3]));
+  put(isnan(__bfloat162float(__float2bfloat16_rn(x[4]))));
+  put(isnan(__uint_as_float(to_tf32(x[4]))));
+  put(to_tf32(x[5]));
+  put_float(__bfloat162float(__float2bfloat16_rn(-x[5])));
+  // 9: functions of floats.
+  put_float(rsqrtf(x[6]));
+  put_float(fmaf(x[6], x[6], -1.0f));
+  put_float(__fdividef(x[6], 4.0f));
+  put_float(__frcp_rn(x[6]));
+  put(isfinite(x[5]) || !isfinite(x[6]) || CUDART_INF_F != x[5]);
+  put_float(min(x[4], 2.0f));
+  put_float(max(1.0f, x[4]));
+  put_float(fminf(rintf(2.5f), floorf(3.9f)) + fabsf(-sqrtf(x[6])));
+  put(fabsf(__expf(1.0f) - expf(1.0f)) <= 1e-5f && fabsf(tanhf(0.5f) - 0.46211716f) <= 1e-6f);
+  put_float(__ldg(&x[6]) + quarters[n % 4]);
+  // 19: of doubles and integers.
+  double sine, cosine;
+  sincos(0.5, &sine, &cosine);
+  put(fabs(sine * sine + cosine * cosine - 1.0) <= 1e-15 && sqrt(4.0) == 2.0 && log(1.0) == 0.0);
+  put(__popc(0xF0F0u) + 100 * __ffs(0x50) + 10000 * __clz(1));
+  put(__clz(0) + 100 * __ffs(0));
+  put(__umulhi(0x80000000u, 6u));
+  put(min(3, -4) + 10);
+  put(max(3u, 4u));
+  put(__float_as_int(__int_as_float(77)));
+  // 26: vectors.
+  float4 v = load4(x);
+  store16(&y[28], make_uint4(1, 2, 3, __float_as_uint(v.w)));
+  uint4 w = load16(&y[28]);
+  put(w.x + w.y + w.z);
+  put(make_int2(3, 4).y + make_float2(5.0f, 6.0f).x + make_double2(7.0, 8.0).y);
+  // 32: atomics, what each returned and left behind.
+  n = 32;
+  y[60] = 5;
+  put(atomicExch(&y[60], 9u));
+  put(atomicCAS(&y[60], 8u, 1u));
+  put(atomicCAS(&y[60], 9u, 4u));
+  put(atomicMax(&y[60], 6u));
+  put(atomicMin(&y[60], 2u));
+  put(atomicAdd(&y[60], 40u));
+  put(y[60]);
+}

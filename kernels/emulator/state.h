@@ -147,8 +147,7 @@ uintptr_t code_offset(uintptr_t pc);
 
 // A fault of one thread. Of a plain access it says the offset of the code in the binary: `addr2line -e BINARY OFFSET`
 // gives the line.
-__attribute__((format(printf, 3, 4))) [[noreturn]] static void fault(const Fiber& who, Place place, const char* format,
-                                                                      ...) {
+[[noreturn, gnu::format(printf, 3, 4)]] static void fault(const Fiber& who, Place place, const char* format, ...) {
   Text text{launch.message, sizeof launch.message};
   va_list list;
   va_start(list, format);

@@ -1,8 +1,9 @@
 // What the lanes of a warp do together: __syncwarp, votes, shuffles. (ldmatrix and mma: matrix.h.)
 //
-// A collective is a meeting. Every lane puts its operands into its own slot and waits; the lane that completes the mask
-// does the work for all of them, and each takes its result from its slot when it runs again. Nobody can have overwritten
-// it: only the lane itself writes into its slot, at its next collective. Groups with different masks meet independently.
+// A collective is a meeting. Every lane puts its operands into its own slot and waits; the lane that completes the
+// mask does the work for all of them, and each takes its result from its slot when it runs again. Nobody can have
+// overwritten it: only the lane itself writes into its slot, at its next collective. Groups with different masks meet
+// independently.
 #pragma once
 
 #include "access.h"

@@ -18,6 +18,8 @@ use rayon::prelude::*;
 
 use super::weights::{Layer, Weights};
 use crate::buffer::Buffer;
+use crate::device::Device;
+use crate::device::cuda::Gpu;
 use crate::error::{Error, Result};
 use crate::ops::{
     Add, ChannelScale, Concat, Conv2d, DepthwiseConv2d, GlobalAvgPool, Kind, PointwiseConv, UpsampleBilinear,
@@ -130,7 +132,7 @@ struct Block {
     residual: bool,
 }
 
-/// A frozen network with its weights. Shared by all threads.
+/// A frozen network with its weights, in host memory or on a device. Shared by all threads.
 pub struct Backbone {
     network: Network,
     path: PathBuf,
@@ -176,6 +178,20 @@ impl Backbone {
             }
         }
         Ok(Backbone { network, path: path.into(), digest: blake3::hash(bytes), stem, blocks })
+    }
+
+    /// The same network on another device.
+    ///
+    /// # Errors
+    /// What a device refuses.
+    pub fn to(&self, device: &Device) -> Result<Self> {
+        let blocks = self.blocks.iter().map(|block| block.to(device)).collect::<Result<_>>()?;
+        Ok(Backbone { path: self.path.clone(), stem: self.stem.to(device)?, blocks, ..*self })
+    }
+
+    /// The device its weights lie on; `None` for host memory.
+    pub fn gpu(&self) -> Option<&Gpu> {
+        self.stem.weight.gpu()
     }
 
     /// Which network it is.
@@ -247,26 +263,46 @@ impl Backbone {
             .collect()
     }
 
-    /// Features of pictures x: `[N, H, W, 3]`, normalised, sides multiples of 16. Returns `[N, H/8, W/8, C]`: tap A,
-    /// then tap B enlarged to its size.
+    /// Pictures of `size` by `size` pixels, each `[size, size, 3]`, as the input of [`Self::forward`]: where the weights lie.
     ///
     /// # Errors
-    /// [`Error::Shape`] for any other shape.
+    /// What a device refuses.
+    ///
+    /// # Panics
+    /// If a picture is of another size.
+    pub fn input(&self, size: usize, pictures: &[&[f32]]) -> Result<Tensor> {
+        let x = Tensor::from_slice([pictures.len(), size, size, 3], &pictures.concat());
+        self.gpu().map_or(Ok(x.clone()), |gpu| x.to_gpu(gpu, false))
+    }
+
+    /// Features of pictures x: `[N, H, W, 3]`, normalised, sides multiples of 16, where the weights lie. Returns
+    /// `[N, H/8, W/8, C]`: tap A, then tap B enlarged to its size. The features of a picture depend on no other.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for any other shape, and what a device refuses.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let [n, h, w] = expect_pictures(x)?;
-        let (rows, cols) = (h / 8, w / 8);
-        let mut features = Buffer::scratch(n * rows * cols * self.channels());
+        if x.gpu().is_some() {
+            return self.features(x);
+        }
+        let shape = [n, h / 8, w / 8, self.channels()];
+        let mut features = Buffer::scratch(shape.iter().product());
         // One picture at a time on each thread: a layer finds in the cache what the last one left, memory does not grow
         // with N, and threads meet once per picture instead of once per layer.
         let pictures = x.data().par_chunks_exact(h * w * 3);
-        features.par_chunks_exact_mut(rows * cols * self.channels()).zip(pictures).try_for_each(|(y, x)| {
-            let [a, b] = self.taps(&Tensor::from_slice([1, h, w, 3], x))?;
-            let tape = Tape::off();
-            let b = tape.apply(UpsampleBilinear { height: rows, width: cols }, &[&b])?;
-            y.copy_from_slice(tape.apply(Concat {}, &[&a, &b])?.data());
+        features.par_chunks_exact_mut(shape[1..].iter().product()).zip(pictures).try_for_each(|(y, x)| {
+            y.copy_from_slice(self.features(&Tensor::from_slice([1, h, w, 3], x))?.data());
             Ok::<_, Error>(())
         })?;
-        Ok(Tensor::new([n, rows, cols, self.channels()], features))
+        Ok(Tensor::new(shape, features))
+    }
+
+    /// Both taps of all pictures at once, joined.
+    fn features(&self, x: &Tensor) -> Result<Tensor> {
+        let [a, b] = self.taps(x)?;
+        let (tape, [height, width]) = (Tape::off(), [a.shape()[1], a.shape()[2]]);
+        let b = tape.apply(UpsampleBilinear { height, width }, &[&b])?;
+        tape.apply(Concat {}, &[&a, &b])
     }
 
     /// Outputs of both tapped blocks, `[N, H/8, W/8, A]` and `[N, H/16, W/16, B]`, for x as in [`Self::forward`].
@@ -313,6 +349,19 @@ impl Block {
             },
             project: normalised("_project_conv", "_bn2", [stage.outputs, hidden, 1, 1])?,
             residual: stride == 1 && inputs == stage.outputs,
+        })
+    }
+
+    fn to(&self, device: &Device) -> Result<Self> {
+        Ok(Block {
+            expand: self.expand.as_ref().map(|layer| layer.to(device)).transpose()?,
+            depthwise: self.depthwise.to(device)?,
+            squeeze: match &self.squeeze {
+                Some([reduce, expand]) => Some([reduce.to(device)?, expand.to(device)?]),
+                None => None,
+            },
+            project: self.project.to(device)?,
+            ..*self
         })
     }
 

@@ -12,6 +12,7 @@ use std::path::Path;
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -41,6 +42,15 @@ impl Layer {
             _ => [kh, kw, i, o].into(),
         };
         Layer { weight: Tensor::from_slice(shape, &ours), bias: Tensor::from_slice([o], bias) }
+    }
+
+    /// A copy on another device, f32 in every precision.
+    pub fn to(&self, device: &Device) -> Result<Self> {
+        let copy = |t: &Tensor| {
+            let host = t.to_host()?;
+            device.gpu().map_or(Ok(host.clone()), |gpu| host.to_gpu(gpu, true))
+        };
+        Ok(Layer { weight: copy(&self.weight)?, bias: copy(&self.bias)? })
     }
 }
 

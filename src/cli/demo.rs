@@ -35,7 +35,7 @@ pub struct DemoArgs {
 pub fn run(args: DemoArgs) -> Result<()> {
     let ui = Ui::new(args.output);
     let config = Config::settle(Settings { machine: args.machine, ..Default::default() })?;
-    let made = machine::on_threads(&ui, &config, || write_demo(&args.dir, args.seed, demo_counts()))?;
+    let made = machine::on_threads(&config, || write_demo(&args.dir, args.seed, demo_counts()))?;
     let (counts, damaged) = (made.counts, made.counts.per_kind * made.kinds.len());
     let value = json!({
         "dir": made.dir.display().to_string(),

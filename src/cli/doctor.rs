@@ -4,11 +4,12 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::machine::Machine;
+use super::machine::{Machine, reason, threads};
 use super::ui::{OutputArgs, Ui};
 use crate::backbone::Backbone;
-use crate::config::{BackboneKind, Cache, Config, MachineArgs, Settings, SourceArgs};
+use crate::config::{BackboneKind, Cache, Config, DeviceChoice, MachineArgs, Settings, SourceArgs};
 use crate::device::cpu::simd::Simd;
+use crate::device::cuda::{ARCHITECTURES, Facts, Gpu};
 use crate::error::{Error, Result};
 use crate::model::ModelKind;
 
@@ -32,7 +33,17 @@ pub fn run(args: DoctorArgs) -> Result<()> {
     let ui = Ui::new(args.output);
     let source = SourceArgs { cache: args.cache, ..Default::default() };
     let config = Config::settle(Settings { machine: args.machine, source, ..Default::default() })?;
-    let machine = Machine::choose(&config)?;
+    let machine = Machine::open(&config, None);
+    let device = machine.as_ref().map_or_else(|e| format!("none: {}", reason(e)), |m| m.description.clone());
+    let ordinal = if let DeviceChoice::Cuda(n) = config.device { n } else { 0 };
+    let [driver, gpu] = match Gpu::probe(ordinal) {
+        Ok(facts) => describe(&facts),
+        Err(refusal) => [format!("none: {}", reason(&refusal)), "none".into()],
+    };
+    let kernels = match ARCHITECTURES {
+        "" => "none: no nvcc was found when this program was compiled",
+        architectures => architectures,
+    };
     let backbone = Backbone::lite0()?;
     let levels = Simd::available().into_iter().map(Simd::name).collect::<Vec<_>>().join(", ");
     let fault = cache_fault(&config.cache);
@@ -42,12 +53,15 @@ pub fn run(args: DoctorArgs) -> Result<()> {
         (cache, Some(_)) => format!("{cache} (NOT writable)"),
     };
 
-    let rows: [(&str, String); 9] = [
+    let rows: [(&str, String); 12] = [
         ("version", env!("CARGO_PKG_VERSION").into()),
         ("processor", processor()),
-        ("vectors", format!("{} (this machine has {levels})", machine.simd.name())),
-        ("threads", machine.threads.to_string()),
-        ("device", format!("cpu ({})", machine.why)),
+        ("vectors", format!("{} (this machine has {levels})", Simd::requested()?.name())),
+        ("threads", threads(&config).to_string()),
+        ("device", device),
+        ("kernels", kernels.into()),
+        ("driver", driver),
+        ("gpu", gpu),
         ("model", format!("{} (of {})", config.model.name(), ModelKind::ALL.map(ModelKind::name).join(", "))),
         ("backbone", format!("{} (built in)", BackboneKind::Lite0.name())),
         ("weights", backbone.digest().to_string()),
@@ -55,9 +69,19 @@ pub fn run(args: DoctorArgs) -> Result<()> {
     ];
     let text: String = rows.iter().map(|(name, value)| format!("{name:<10} {value}\n")).collect();
     let mut value: Map<String, Value> = rows.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
-    value.insert("ok".into(), json!(fault.is_none()));
+    value.insert("ok".into(), json!(fault.is_none() && machine.is_ok()));
     ui.result(&value, text)?;
-    fault.map_or(Ok(()), Err)
+    machine.and(fault.map_or(Ok(()), Err))
+}
+
+/// Its driver; its name, kind and size.
+fn describe(facts: &Facts) -> [String; 2] {
+    let Facts { name, architecture: [major, minor], multiprocessors, memory, driver } = facts;
+    let mib = memory >> 20;
+    [
+        format!("CUDA {}.{}", driver[0], driver[1]),
+        format!("{name}, compute capability {major}.{minor}, {multiprocessors} multiprocessors, {mib} MiB"),
+    ]
 }
 
 /// Why nothing can be kept there, if nothing can.

@@ -42,8 +42,9 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let ui = Ui::new(output);
     let extractor = ExtractorArgs { backbone_weights, ..Default::default() };
     let mut config = Config::settle(Settings { machine, source, extractor, ..Default::default() })?;
-    machine::on_threads(&ui, &config.clone(), || {
-        let detector = Detector::load(&model, config.backbone_weights.as_deref())?;
+    let detector = Detector::load(&model, config.backbone_weights.as_deref())?;
+    machine::on_device(&ui, &config.clone(), Some(detector.info.train.precision), |device| {
+        let detector = detector.to(device)?;
         let info = &detector.info;
         ui.note("model", format_args!("{} on {}", info.head.kind.name(), info.backbone));
         config.image_size = info.image_size;

@@ -34,9 +34,9 @@ pub fn run(args: FeaturesArgs) -> Result<()> {
     let ui = Ui::new(args.output);
     let FeaturesArgs { source, extractor, machine, .. } = args;
     let config = Config::settle(Settings { machine, source, extractor, ..Default::default() })?;
-    machine::on_threads(&ui, &config, || {
+    machine::on_device(&ui, &config, None, |device| {
         let pictures = Pictures::open(&ui, &config)?;
-        let backbone = open_backbone(config.backbone, config.backbone_weights.as_deref())?;
+        let backbone = open_backbone(config.backbone, config.backbone_weights.as_deref())?.to(device)?;
         let cached = pictures.features(&ui, &config, &backbone, None)?;
         let (total, computed, seconds) = (cached.items.len(), cached.features.computed(), cached.seconds);
         let rate = total as f64 / seconds;

@@ -1,51 +1,107 @@
-//! What computes: the device, its vector instructions, the threads.
+//! What computes: the device, in which precision, and the threads beside it.
 
 use rayon::ThreadPoolBuilder;
 
 use super::ui::{Ui, count};
-use crate::config::{Config, Device};
+use crate::config::{Config, DeviceChoice};
+use crate::device::Device;
 use crate::device::cpu::simd::Simd;
+use crate::device::cuda::{ARCHITECTURES, Gpu, Precision};
 use crate::error::{Error, Result};
 
-/// The device that was settled on, and why.
+/// The device that was settled on.
 pub struct Machine {
-    pub simd: Simd,
-    pub threads: usize,
-    pub why: &'static str,
+    pub device: Device,
+    /// Which it is, and why.
+    pub description: String,
 }
 
 impl Machine {
+    /// Opens the device that the configuration asks for. Without a precision there, a model is used in the one it was
+    /// trained in, as far as the device has it.
+    ///
     /// # Errors
-    /// [`Error::Device`] for a device this build does not have, [`Error::Config`] for a wrong `GRAD_SIMD`.
-    pub fn choose(config: &Config) -> Result<Self> {
-        let why = match config.device {
-            Device::Auto => "auto: this build has no CUDA",
-            Device::Cpu => "as asked for",
-            Device::Cuda(_) => {
-                return Err(Error::Device {
-                    what: format!("device {} is not there: this build has no CUDA", config.device),
-                    help: "use --device cpu, or auto".into(),
-                });
+    /// [`Error::Device`] and [`Error::DeviceMemory`] for a device that was asked for by name and cannot be had;
+    /// [`Error::Config`] for a wrong `GRAD_SIMD`, and for a precision that the device does not have.
+    pub fn open(config: &Config, model: Option<Precision>) -> Result<Self> {
+        let precision = config.precision.or(model).unwrap_or_default();
+        let (device, why) = open(config.device, precision)?;
+        let (simd, threads) = (Simd::requested()?, count(threads(config), "thread"));
+        let description = match (&device, config.device) {
+            (Device::Cpu, _) => format!("cpu, {threads}, {} ({why})", simd.name()),
+            (Device::Gpu(gpu), choice) => {
+                let place = match choice {
+                    DeviceChoice::Auto => DeviceChoice::Cuda(0),
+                    named => named,
+                };
+                format!("{place}, {}, {}, {threads} ({why})", gpu.facts().name, precision.name())
             }
         };
-        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-        Ok(Machine { simd: Simd::requested()?, threads: config.threads.unwrap_or_else(cores), why })
+        if device.gpu().is_none() && config.precision.is_some_and(|p| p != Precision::F32) {
+            return Err(Error::config(
+                format!(
+                    "precision is {}, and the CPU computes in f32 alone; device is {description}",
+                    precision.name()
+                ),
+                "use --precision f32, or a GPU: --device cuda",
+            ));
+        }
+        Ok(Machine { device, description })
     }
+}
 
-    fn describe(&self) -> String {
-        format!("cpu, {}, {} ({})", count(self.threads, "thread"), self.simd.name(), self.why)
+/// The device, and why it is that one.
+fn open(choice: DeviceChoice, precision: Precision) -> Result<(Device, String)> {
+    let asked_for = |gpu: Result<Gpu>| Ok((Device::Gpu(gpu?), "as asked for".to_owned()));
+    match choice {
+        DeviceChoice::Cpu => Ok((Device::Cpu, "as asked for".into())),
+        DeviceChoice::Cuda(ordinal) => asked_for(Gpu::open(ordinal, precision)),
+        #[cfg(feature = "emulator")]
+        DeviceChoice::Emulated => asked_for(Gpu::emulated(precision)),
+        DeviceChoice::Auto if ARCHITECTURES.is_empty() => {
+            Ok((Device::Cpu, "auto: this build holds no CUDA kernels".into()))
+        }
+        DeviceChoice::Auto => Ok(match Gpu::open(0, precision) {
+            Ok(gpu) => (Device::Gpu(gpu), "auto: the first CUDA device".into()),
+            Err(refusal) => (Device::Cpu, format!("auto: {}", reason(&refusal))),
+        }),
     }
+}
+
+/// What is wrong, without what to do about it.
+pub fn reason(error: &Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().into()
+}
+
+/// As many as the configuration says, or one per core.
+pub fn threads(config: &Config) -> usize {
+    config.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
+/// Does `work` on the device that the configuration asks for; `model` is the precision of the model that is used, if any.
+///
+/// # Errors
+/// What [`Machine::open`] and `work` refuse.
+pub fn on_device<T: Send>(
+    ui: &Ui,
+    config: &Config,
+    model: Option<Precision>,
+    work: impl FnOnce(&Device) -> Result<T> + Send,
+) -> Result<T> {
+    let machine = Machine::open(config, model)?;
+    ui.note("device", &machine.description);
+    on_threads(config, || work(&machine.device))
 }
 
 /// Does `work` on a pool of as many threads as the configuration says.
 ///
 /// # Errors
-/// What [`Machine::choose`] and `work` refuse.
-pub fn on_threads<T: Send>(ui: &Ui, config: &Config, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    let machine = Machine::choose(config)?;
-    ui.note("device", machine.describe());
-    let pool = ThreadPoolBuilder::new().num_threads(machine.threads).build().map_err(|e| {
-        Error::config(format!("{} threads cannot be started: {e}", machine.threads), "use fewer --threads")
-    })?;
+/// [`Error::Config`] when they cannot be started, and what `work` refuses.
+pub fn on_threads<T: Send>(config: &Config, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let threads = threads(config);
+    let pool = ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .map_err(|e| Error::config(format!("{threads} threads cannot be started: {e}"), "use fewer --threads"))?;
     pool.install(work)
 }

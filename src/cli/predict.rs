@@ -77,8 +77,9 @@ pub fn run(args: PredictArgs) -> Result<()> {
     let ui = Ui::new(output);
     let extractor = ExtractorArgs { backbone_weights, ..Default::default() };
     let config = Config::settle(Settings { machine, extractor, ..Default::default() })?;
-    machine::on_threads(&ui, &config, || {
-        let detector = Detector::load(&model, config.backbone_weights.as_deref())?;
+    let detector = Detector::load(&model, config.backbone_weights.as_deref())?;
+    machine::on_device(&ui, &config, Some(detector.info.train.precision), |device| {
+        let detector = detector.to(device)?;
         ui.note("model", format_args!("{} on {}", detector.info.head.kind.name(), detector.info.backbone));
         predict(&ui, &detector, &paths, Some(out.as_path()).filter(|out| out.as_os_str() != "none"))
     })
@@ -124,24 +125,19 @@ fn print(ui: &Ui, row: &Row) -> Result<()> {
     ui.result(row, format_args!("{score:>10}  {}\n", row.path))
 }
 
-/// Scores a lot, in order.
+/// Scores a lot, in order: read on all threads, scored together, painted on all threads.
 fn score(detector: &Detector, scale: Option<Scale>, lot: &[Job]) -> Result<Vec<Row>> {
-    let one = |job: &Job| -> Result<(f32, Option<String>)> {
-        let picture = decode_file(&job.picture)?;
-        let scored = detector.score_pictures(std::slice::from_ref(&picture))?.remove(0);
-        if !scored.image_score.is_finite() {
-            let help = "the model is damaged, or the picture is like nothing it can handle";
-            return Err(Error::data(&job.picture, format!("its score is {}", scored.image_score), help));
-        }
-        let heatmap = match (scale, &job.heatmap) {
-            (Some(scale), Some(path)) => Some(paint(picture, &scored, scale, path)?),
-            _ => None,
-        };
-        Ok((scored.image_score, heatmap))
-    };
-    let row = |job: &Job| {
+    let (mut pictures, mut read) = (vec![], vec![]);
+    for picture in lot.par_iter().map(|job| decode_file(&job.picture)).collect::<Vec<_>>() {
+        read.push(picture.map(|picture| pictures.push(picture)));
+    }
+    let scored = detector.score_pictures(&pictures)?;
+    let mut each = pictures.into_iter().zip(scored);
+    let outcomes = read.into_iter().map(|read| read.map(|()| each.next().expect("every picture was scored")));
+    let outcomes: Vec<(&Job, Result<(Picture, Scored)>)> = lot.iter().zip(outcomes).collect();
+    let row = |(job, outcome): (&Job, Result<(Picture, Scored)>)| {
         let path = job.picture.display().to_string();
-        match one(job) {
+        match outcome.and_then(|(picture, scored)| finish(job, scale, picture, &scored)) {
             Ok((score, heatmap)) => Ok(Row { path, score: Some(score), heatmap, error: None }),
             // What is wrong with a picture is that picture's matter; a full disk is everybody's.
             Err(e @ (Error::Io { action: "read", .. } | Error::Data { .. })) => {
@@ -150,7 +146,20 @@ fn score(detector: &Detector, scale: Option<Scale>, lot: &[Job]) -> Result<Vec<R
             Err(e) => Err(e),
         }
     };
-    lot.par_iter().map(row).collect()
+    outcomes.into_par_iter().map(row).collect()
+}
+
+/// The score, checked, and where its heat map was written.
+fn finish(job: &Job, scale: Option<Scale>, picture: Picture, scored: &Scored) -> Result<(f32, Option<String>)> {
+    if !scored.image_score.is_finite() {
+        let help = "the model is damaged, or the picture is like nothing it can handle";
+        return Err(Error::data(&job.picture, format!("its score is {}", scored.image_score), help));
+    }
+    let heatmap = match (scale, &job.heatmap) {
+        (Some(scale), Some(path)) => Some(paint(picture, scored, scale, path)?),
+        _ => None,
+    };
+    Ok((scored.image_score, heatmap))
 }
 
 fn paint(picture: Picture, scored: &Scored, scale: Scale, path: &Path) -> Result<String> {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::pictures::{Cached, Pictures, Selection};
-use super::ui::{Bar, OutputArgs, Ui, count};
+use super::ui::{Bar, OutputArgs, Ui, count, size};
 use super::{interrupt, machine};
 use crate::atomic::write_atomic;
 use crate::backbone::Backbone;
@@ -15,18 +15,19 @@ use crate::checkpoint::{FORMAT, ModelInfo, load_checkpoint, save_checkpoint, sav
 use crate::config::{Config, ExtractorArgs, MachineArgs, MseCoef, RecipeArgs, Settings, SourceArgs};
 use crate::data::Split;
 use crate::detector::{Detector, open_backbone};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::evaluate::evaluate;
 use crate::metrics::Metrics;
 use crate::run_folder::RunFolder;
 use crate::score::Protocol;
-use crate::train::{EpochRecord, FeatureSource, Trainer};
+use crate::train::{EpochRecord, FeatureSource, Kept, Trainer};
 
 /// At most this much work is lost when the process is killed.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
 
 /// What a resumed run may have different from how it began. Nothing else: it would not be the same run.
-const MAY_CHANGE: [&str; 6] = ["epochs", "data", "backbone_weights", "cache", "threads", "device"];
+const MAY_CHANGE: [&str; 7] = ["epochs", "data", "backbone_weights", "cache", "threads", "device", "precision"];
 
 const MORE: &str = "\
 Learns from ROOT/CLASS/train/good/*, measures on ROOT/CLASS/test/{good,DEFECT}/*
@@ -64,7 +65,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
     let ui = Ui::new(output);
     let flags = Settings { machine, source, extractor, recipe };
     let resumed = resume.is_some();
-    let (config, run) = match resume {
+    let (mut config, run) = match resume {
         None => {
             let config = Config::settle(flags)?;
             let run = RunFolder::create(config.out.as_deref(), config.model.name())?;
@@ -75,8 +76,10 @@ pub fn run(args: TrainArgs) -> Result<()> {
             (resumed_config(&run, flags)?, run)
         }
     };
+    // Nothing is left open in what a run's folder says of it.
+    config.precision = Some(config.precision.unwrap_or_default());
     interrupt::watch()?;
-    machine::on_threads(&ui, &config, || Job { ui: &ui, config: &config, run, resumed }.train())
+    machine::on_device(&ui, &config, None, |device| Job { ui: &ui, config: &config, device, run, resumed }.train())
 }
 
 /// The settings of the run, with the few changes that are allowed.
@@ -99,6 +102,7 @@ fn resumed_config(run: &RunFolder, mut flags: Settings) -> Result<Config> {
 struct Job<'a> {
     ui: &'a Ui,
     config: &'a Config,
+    device: &'a Device,
     run: RunFolder,
     resumed: bool,
 }
@@ -107,20 +111,22 @@ impl Job<'_> {
     fn train(mut self) -> Result<()> {
         let (ui, config, started) = (self.ui, self.config, Instant::now());
         let by_default = config.model_is_default && !self.resumed;
-        let why = if by_default { ": the default without a GPU, the smallest of the three" } else { "" };
+        let why = if by_default { ": the default, the smallest of the three" } else { "" };
         ui.note("model", format_args!("{}{why}", config.model.name()));
         let pictures = Pictures::open(ui, config)?;
-        let backbone = open_backbone(config.backbone, config.backbone_weights.as_deref())?;
+        let backbone = open_backbone(config.backbone, config.backbone_weights.as_deref())?.to(self.device)?;
         let cached = pictures.features(ui, config, &backbone, None)?;
         if interrupt::requested() {
             let kept = format!("before training began; features are kept in {}", config.cache);
             return Err(Error::Interrupted(kept));
         }
         let train = cached.select(Split::Train);
-        let (mut info, mut trainer) = match self.resumed {
+        let (mut info, trainer) = match self.resumed {
             true => self.reopen(&backbone, &pictures, train.len())?,
             false => self.begin(&backbone, &pictures, &cached, &train)?,
         };
+        let mut trainer = trainer.to(self.device)?;
+        self.say_kept(trainer.keep_features(&train)?);
         ui.note("run", format_args!("{}, {}", self.run.path().display(), count(config.epochs, "epoch")));
         self.run.start(&config.to_toml())?;
         self.epochs(&mut info, &mut trainer, &train)?;
@@ -133,6 +139,18 @@ impl Job<'_> {
         let took = started.elapsed();
         ui.note("done", format_args!("{:.0} s, {}", took.as_secs_f64(), self.run.model().display()));
         self.report(&detector, metrics.as_ref(), took)
+    }
+
+    /// Where the features are while a device trains.
+    fn say_kept(&self, kept: Kept) {
+        match kept {
+            Kept::OnHost => {}
+            Kept::OnDevice(bytes) => self.ui.note("device", format_args!("keeps all features, {}", size(bytes))),
+            Kept::Streamed(bytes) => {
+                let what = format_args!("has no room for all features, {}: they are streamed", size(bytes));
+                self.ui.note("device", what);
+            }
+        }
     }
 
     /// A fresh trainer, its gate fitted to the training features.
@@ -206,6 +224,7 @@ impl Job<'_> {
             ));
         }
         trainer.config.epochs = self.config.epochs;
+        trainer.config.precision = self.config.train().precision;
         info.train = trainer.config.clone();
         info.version = env!("CARGO_PKG_VERSION").into();
         match trainer.finished() {

@@ -79,7 +79,7 @@ fn line(text: &str, byte: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Cache, Config, Device, MseCoef, Schedule};
+    use crate::config::{Cache, Config, DeviceChoice, MseCoef, Schedule};
 
     fn read(text: &str) -> Result<Settings> {
         parse(Path::new("c.toml"), text)
@@ -99,7 +99,7 @@ mod tests {
         let text = "device = \"cuda:2\"\nmse_coef = 2\ncache = \"none\"\nlocal = \"off\"\nglobal = true\n\
                     schedule = [[0, 1], [9, 0.5]]\nclip = inf\nclasses = [\"a\", \"b c\"]\n";
         let settings = read(text).unwrap();
-        assert_eq!(settings.machine.device, Some(Device::Cuda(2)));
+        assert_eq!(settings.machine.device, Some(DeviceChoice::Cuda(2)));
         assert_eq!(settings.source.cache, Some(Cache::None));
         assert_eq!(settings.source.classes, Some(vec!["a".to_owned(), "b c".to_owned()]));
         let recipe = settings.recipe;
@@ -115,7 +115,7 @@ mod tests {
         settings.recipe.clip = Some(f64::INFINITY);
         settings.recipe.mse_coef = Some(MseCoef::Value(0.3));
         settings.source.data = Some("some folder/ä".into());
-        settings.machine.device = Some(Device::Cpu);
+        settings.machine.device = Some(DeviceChoice::Cpu);
         let config = Config::settle(settings).unwrap();
         let again = Config::settle(read(&config.to_toml()).unwrap()).unwrap();
         assert_eq!(again.differences(&config), [""; 0]);

@@ -6,41 +6,48 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// What computes.
+/// What is to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
-pub enum Device {
-    /// The fastest that is there.
+pub enum DeviceChoice {
+    /// The first CUDA device if there is one, else the processor.
     Auto,
     /// The processor.
     Cpu,
     /// The CUDA device of this number.
     Cuda(usize),
+    /// The emulated CUDA device: every kernel on the CPU, every access checked. For tests.
+    #[cfg(feature = "emulator")]
+    Emulated,
 }
 
-impl FromStr for Device {
+impl FromStr for DeviceChoice {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
-            "auto" => Ok(Device::Auto),
-            "cpu" => Ok(Device::Cpu),
-            "cuda" => Ok(Device::Cuda(0)),
+            "auto" => Ok(DeviceChoice::Auto),
+            "cpu" => Ok(DeviceChoice::Cpu),
+            "cuda" => Ok(DeviceChoice::Cuda(0)),
+            #[cfg(feature = "emulator")]
+            "emulated" => Ok(DeviceChoice::Emulated),
             _ => text
                 .strip_prefix("cuda:")
                 .and_then(|n| n.parse().ok())
-                .map(Device::Cuda)
+                .map(DeviceChoice::Cuda)
                 .ok_or_else(|| format!("`{text}` is no device: use auto, cpu, cuda or cuda:N")),
         }
     }
 }
 
-impl fmt::Display for Device {
+impl fmt::Display for DeviceChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Device::Auto => f.write_str("auto"),
-            Device::Cpu => f.write_str("cpu"),
-            Device::Cuda(n) => write!(f, "cuda:{n}"),
+            DeviceChoice::Auto => f.write_str("auto"),
+            DeviceChoice::Cpu => f.write_str("cpu"),
+            DeviceChoice::Cuda(n) => write!(f, "cuda:{n}"),
+            #[cfg(feature = "emulator")]
+            DeviceChoice::Emulated => f.write_str("emulated"),
         }
     }
 }
@@ -159,9 +166,9 @@ macro_rules! written_as_text {
         }
     )*};
 }
-written_as_text!(Device Cache);
+written_as_text!(DeviceChoice Cache);
 
-impl TryFrom<String> for Device {
+impl TryFrom<String> for DeviceChoice {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {

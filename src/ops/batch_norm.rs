@@ -364,6 +364,12 @@ impl Op for BatchNorm {
                 &[&[1, 3, 2, 3][..], &[3], &[3], &[3], &[3], &[1, 3, 2, 3]].map(Shape::new),
             )
             .range(4, 0.1, 2.0),
+            // More images to a group and more channels than a block of the device takes at once.
+            Case::new(batch(2, Kind::HardSwish, false), &[&[19, 1, 2, 132][..], &[132], &[132]].map(Shape::new))
+                .range(0, -1.0, 5.0),
+            // More positions too.
+            Case::new(batch(1, Kind::Relu, true), &[&[2, 43, 3, 5][..], &[5], &[5], &[2, 43, 3, 5]].map(Shape::new)),
+            Case::new(batch(2, Kind::Tanh, false), &[&[3, 10, 14, 8][..], &[8], &[8]].map(Shape::new)),
         ]
     }
 

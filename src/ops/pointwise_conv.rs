@@ -213,7 +213,7 @@ impl Op for PointwiseConv {
             case(Kind::Identity, &[&[1, 1], &[1, 1], &[1]]),
             case(Kind::HardSwish, &[&[1, 5, 5, 3], &[3, 33]]),
             case(Kind::Swish, &[&[1, 9, 10, 16], &[16, 24], &[24]]),
-            case(Kind::Identity, &[&[4, 10, 11, 8], &[8, 112]]),
+            case(Kind::Identity, &[&[1, 5, 77, 8], &[8, 57]]),
         ]
     }
 
@@ -360,9 +360,9 @@ pub(super) struct Slabs {
 }
 
 impl Slabs {
-    /// Enough slabs to occupy the device twice when each has `blocks` blocks, but none with less than `least` positions.
+    /// As many slabs of `blocks` blocks as give every multiprocessor up to two, but none of less than `least` positions.
     pub fn new(gpu: &Gpu, positions: usize, blocks: usize, least: usize) -> Self {
-        let wanted = (2 * gpu.multiprocessors()).div_ceil(blocks.max(1));
+        let wanted = (2 * gpu.multiprocessors() / blocks.max(1)).max(1);
         let size = positions.div_ceil(wanted).max(least).next_multiple_of(32);
         Slabs { count: positions.div_ceil(size), size }
     }

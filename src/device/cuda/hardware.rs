@@ -1,6 +1,7 @@
 //! A real device, through the CUDA driver library, which is looked for when the program runs.
 //!
-//! The primary context, one stream of our own, kernels loaded when they are first launched.
+//! The primary context, one stream of our own, kernels loaded when they are first launched. What can be missing is looked
+//! for in the order in which a user can do something about it: library, driver, device, kernels.
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_int, c_uint, c_void};
@@ -11,13 +12,48 @@ use cudarc::driver::sys;
 
 use super::driver::{Driver, Facts};
 use super::launch::{Blocks, Kernel, MODULES};
-use super::{Precision, lock};
+use super::{ARCHITECTURES, NEED_LESS, Precision, lock};
 use crate::error::{Error, Result};
 
 /// More dynamic shared memory than this must be asked for.
 const SHARED_BY_DEFAULT: usize = 48 << 10;
 
 const USE_CPU: &str = "use --device cpu, or auto";
+
+/// Every function of the library that is called here. The binding looks each up at its first call and panics if it is not
+/// there, as in a very old driver.
+const NEEDED: [&str; 26] = [
+    "cuCtxSetCurrent",
+    "cuDeviceGet",
+    "cuDeviceGetAttribute",
+    "cuDeviceGetCount",
+    "cuDeviceGetName",
+    "cuDevicePrimaryCtxRelease_v2",
+    "cuDevicePrimaryCtxRetain",
+    "cuDeviceTotalMem_v2",
+    "cuDriverGetVersion",
+    "cuFuncSetAttribute",
+    "cuGetErrorString",
+    "cuInit",
+    "cuLaunchKernel",
+    "cuMemAlloc_v2",
+    "cuMemFree_v2",
+    "cuMemGetInfo_v2",
+    "cuMemcpyDtoDAsync_v2",
+    "cuMemcpyDtoHAsync_v2",
+    "cuMemcpyHtoDAsync_v2",
+    "cuMemsetD8Async",
+    "cuModuleGetFunction",
+    "cuModuleLoadData",
+    "cuModuleUnload",
+    "cuStreamCreate",
+    "cuStreamDestroy_v2",
+    "cuStreamSynchronize",
+];
+
+/// What a build with the emulator loads where it holds no image: no driver takes it but the stand-in of the tests, which
+/// can so be brought as far as on a machine with nvcc.
+const NO_IMAGE: Option<&[u8]> = if cfg!(feature = "emulator") { Some(b"// no image\0") } else { None };
 
 #[derive(Default)]
 struct Loaded {
@@ -45,13 +81,22 @@ unsafe impl Sync for Hardware {}
 fn explain(doing: &str, error: DriverError) -> Error {
     use sys::CUresult as R;
     let text = error.error_string().ok().map_or_else(|| format!("{:?}", error.0), |s| s.to_string_lossy().into_owned());
+    let what = format!("CUDA: {doing}: {text}");
     let help = match error.0 {
+        R::CUDA_ERROR_OUT_OF_MEMORY => return Error::DeviceMemory { what, help: NEED_LESS.into() },
         R::CUDA_ERROR_NO_DEVICE | R::CUDA_ERROR_INVALID_DEVICE => {
             "see whether `nvidia-smi` lists a GPU, and whether CUDA_VISIBLE_DEVICES hides it; or use --device cpu"
+        }
+        R::CUDA_ERROR_STUB_LIBRARY => {
+            "the libcuda that was found is the stub of a CUDA toolkit: take its folder out of LD_LIBRARY_PATH; or use \
+             --device cpu"
         }
         R::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH | R::CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE => {
             "the driver's parts do not fit together: restart the machine or install the NVIDIA driver again; or use \
              --device cpu"
+        }
+        R::CUDA_ERROR_DEVICE_UNAVAILABLE => {
+            "another program has the device to itself: wait for it; or use --device cpu"
         }
         R::CUDA_ERROR_NO_BINARY_FOR_GPU
         | R::CUDA_ERROR_INVALID_PTX
@@ -61,19 +106,20 @@ fn explain(doing: &str, error: DriverError) -> Error {
             "this program holds no kernel for this GPU: compute capability 8.0 or later is needed, and a newer driver may \
              help; or build with GRAD_CUDA_ARCH set for it, or use --device cpu"
         }
-        R::CUDA_ERROR_OUT_OF_MEMORY => "use a smaller --batch, stop other programs on the device, or use --device cpu",
         R::CUDA_ERROR_ILLEGAL_ADDRESS
+        | R::CUDA_ERROR_ILLEGAL_INSTRUCTION
+        | R::CUDA_ERROR_MISALIGNED_ADDRESS
         | R::CUDA_ERROR_LAUNCH_FAILED
         | R::CUDA_ERROR_LAUNCH_TIMEOUT
         | R::CUDA_ERROR_ECC_UNCORRECTABLE
-        | R::CUDA_ERROR_DEVICE_UNAVAILABLE
+        | R::CUDA_ERROR_NVLINK_UNCORRECTABLE
         | R::CUDA_ERROR_HARDWARE_STACK_ERROR => {
             "the device was lost; nothing written before was harmed. Run again, with --resume for a training; if it \
              happens again, look at `dmesg` and report it, or use --device cpu"
         }
         _ => "see whether `nvidia-smi` works and the driver is recent; or use --device cpu",
     };
-    Error::Device { what: format!("CUDA: {doing}: {text}"), help: help.into() }
+    Error::Device { what, help: help.into() }
 }
 
 /// [`Result`] of a driver call, with what was being done.
@@ -88,31 +134,52 @@ impl<T> Explained<T> for std::result::Result<T, DriverError> {
 }
 
 impl Hardware {
+    /// A device whose kernels this build holds.
+    ///
     /// # Errors
     /// [`Error::Device`] when the library, the device or its kernels are missing.
     pub fn open(ordinal: usize) -> Result<Self> {
-        let missing = |what: &str, help: &str| Err(Error::Device { what: what.into(), help: help.into() });
-        if MODULES.iter().all(|m| m.images.iter().all(Option::is_none)) {
-            return missing(
-                "this build holds no CUDA kernels: no nvcc was found when it was compiled",
-                "build it again with NVCC, CUDA_HOME or GRAD_CUDA_PYTHON set, or use --device cpu",
-            );
+        let opened = Self::attach(ordinal)?;
+        if ARCHITECTURES.is_empty() && NO_IMAGE.is_none() {
+            return Err(Error::Device {
+                what: "this build holds no CUDA kernels: no nvcc was found when it was compiled".into(),
+                help: "build it again with NVCC, CUDA_HOME or GRAD_CUDA_PYTHON set, or use --device cpu".into(),
+            });
         }
+        // A device without a kernel should say so now, and not after the features are there.
+        opened.module(0, Precision::F32 as usize)?;
+        Ok(opened)
+    }
+
+    /// A device, whether or not this build has kernels for it.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the library or the device is missing.
+    pub fn attach(ordinal: usize) -> Result<Self> {
+        let missing = |what: String, help: &str| Err(Error::Device { what, help: help.into() });
         // SAFETY: loads the library and nothing else.
         if !unsafe { sys::is_culib_present() } {
             return missing(
-                "the CUDA driver library (libcuda) is not on this machine",
+                "the CUDA driver library (libcuda) is not on this machine".into(),
                 "install the NVIDIA driver, or use --device cpu",
+            );
+        }
+        // SAFETY: the library is there, and the functions are looked up but not called.
+        let lacks = |name: &&&str| unsafe { sys::culib().get::<*const c_void>(name.as_bytes()).is_err() };
+        if let Some(name) = NEEDED.iter().find(lacks) {
+            return missing(
+                format!("the CUDA driver library (libcuda) has no function {name}: the driver is too old"),
+                "install a recent NVIDIA driver, or use --device cpu",
             );
         }
         result::init().when("starting the driver")?;
         let count = device::get_count().when("counting devices")?;
         let wanted = c_int::try_from(ordinal).ok().filter(|&n| n < count);
         let Some(wanted) = wanted else {
-            let help = if count == 0 {
-                USE_CPU.to_string()
-            } else {
-                format!("devices are counted from 0: use cuda:0 to cuda:{}", count - 1)
+            let help = match count {
+                0 => USE_CPU.to_string(),
+                1 => "the only one is cuda:0; or use --device cpu".to_string(),
+                _ => format!("they are cuda:0 to cuda:{}; or use --device cpu", count - 1),
             };
             return Err(Error::Device { what: format!("there is no CUDA device {ordinal} ({count} found)"), help });
         };
@@ -122,8 +189,6 @@ impl Hardware {
         let mut opened = Hardware { device, context, stream: stream::null(), loaded: Mutex::new(Loaded::default()) };
         opened.bind()?;
         opened.stream = stream::create(stream::StreamKind::NonBlocking).when("making a stream")?;
-        // A device without a kernel should say so now, and not after the features are there.
-        opened.module(0, Precision::F32 as usize)?;
         Ok(opened)
     }
 
@@ -144,12 +209,12 @@ impl Hardware {
             return Ok(handle as sys::CUmodule);
         }
         let m = &MODULES[module];
-        let Some(image) = &m.images[flavour] else {
+        let Some(image) = m.images[flavour].as_ref().map(|image| &image.0.0).or(NO_IMAGE) else {
             let what = format!("this build holds no CUDA image of kernels/{}.cu", m.name);
             return Err(Error::Device { what, help: USE_CPU.into() });
         };
-        // SAFETY: the image is a whole fatbin, made by nvcc, and lives as long as the program.
-        let handle = unsafe { result::module::load_data(image.0.0.as_ptr().cast()) };
+        // SAFETY: the image is a whole fatbin, made by nvcc, or a text that ends in a zero; it lives as long as the program.
+        let handle = unsafe { result::module::load_data(image.as_ptr().cast()) };
         let handle = handle.when(&format!("loading the kernels of {}", m.name))?;
         loaded.modules.insert((module, flavour), handle as usize);
         Ok(handle)

@@ -28,6 +28,12 @@ pub use precision::Real;
 use crate::error::{Error, Result};
 use crate::shape::Shape;
 
+/// What the kernels of this build are compiled for, such as `sm_80 sm_90, PTX of sm_80`; empty in a build without kernels.
+pub const ARCHITECTURES: &str = env!("GRAD_CUDA_ARCHITECTURES");
+
+/// What to do when a device's memory is full.
+const NEED_LESS: &str = "use a smaller --batch, stop other programs on the device, or use --device cpu";
+
 /// One input of an op on a device: its shape and its values, which are empty where backward does not read them.
 #[derive(Clone, Copy, Debug)]
 pub struct GpuArg<'a> {
@@ -60,6 +66,14 @@ impl Gpu {
     /// [`Error::Device`] when there is no driver, no such device, or no kernel for its architecture.
     pub fn open(ordinal: usize, precision: Precision) -> Result<Self> {
         Self::new(Box::new(hardware::Hardware::open(ordinal)?), precision)
+    }
+
+    /// What CUDA device `ordinal` says of itself, whether or not this build has kernels for it.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when there is no driver or no such device.
+    pub fn probe(ordinal: usize) -> Result<Facts> {
+        hardware::Hardware::attach(ordinal)?.facts()
     }
 
     /// The emulated device: every kernel on the CPU, every access checked. Slow; for tests.
@@ -225,8 +239,12 @@ impl Gpu {
         self.checked(|d| d.allocate(bytes))?.ok_or_else(|| {
             let free = driver.free_memory().unwrap_or(0) >> 20;
             Error::DeviceMemory {
-                what: format!("{} has no room for {} MiB more ({free} MiB are free)", self.0.facts.name, bytes >> 20),
-                help: "use a smaller --batch, stop other programs on the device, or use --device cpu".into(),
+                what: format!(
+                    "{} has no room for {} MiB more ({free} MiB are free)",
+                    self.0.facts.name,
+                    bytes.div_ceil(1 << 20)
+                ),
+                help: NEED_LESS.into(),
             }
         })
     }

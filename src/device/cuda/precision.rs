@@ -4,7 +4,7 @@
 //! | --- | --- | --- | --- |
 //! | `f32` | f32 | three TF32 products for each | 2⁻²⁴, as f32 |
 //! | `tf32` | f32 | TF32 | 2⁻¹¹ |
-//! | `bf16` | bf16 | bf16 | 2⁻⁹ |
+//! | `bf16` | bf16 | bf16 | 2⁻⁸ |
 //!
 //! Parameters, their gradients, statistics, losses and every sum are f32 or wider in all of them.
 
@@ -32,7 +32,7 @@ impl Precision {
 
     /// How many times coarser than f32 the factors of a product are rounded.
     pub fn coarseness(self) -> f64 {
-        [1.0, 8192.0, 32768.0][self as usize]
+        [1.0, 8192.0, 65536.0][self as usize]
     }
 }
 

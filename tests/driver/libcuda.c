@@ -1,0 +1,207 @@
+/* A stand-in for the CUDA driver library, for tests of the code that talks to it on machines without a GPU.
+ *
+ * It has the functions that src/device/cuda/hardware.rs calls, and no others. Device memory is host memory, filled with
+ * zeros; copies copy; kernels do nothing. FAKE_CUDA says what goes wrong, as comma-separated NAME=NUMBER:
+ *   init=CODE      cuInit answers CODE
+ *   devices=N      there are N devices (1)
+ *   context=CODE   the device cannot be opened
+ *   load=CODE      no module can be loaded
+ *   memory=BYTES   what can be allocated in all (1 GiB)
+ *   launches=N     launch N and everything after it answer 719: the device is lost
+ * Compiled with -DVERY_OLD it has cuInit alone.
+ *
+ * Signatures: CUDA Driver API, "Initialization" to "Execution Control". */
+#include <stdlib.h>
+#include <string.h>
+
+enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_DEVICE = 101, LAUNCH_FAILED = 719 };
+
+static unsigned long long setting(const char *name, unsigned long long otherwise) {
+    const char *at = getenv("FAKE_CUDA");
+    size_t length = strlen(name);
+    for (; at && *at; at = strchr(at, ','), at = at ? at + 1 : at) {
+        if (!strncmp(at, name, length) && at[length] == '=') return strtoull(at + length + 1, NULL, 10);
+    }
+    return otherwise;
+}
+
+int cuInit(unsigned flags) {
+    return flags ? INVALID_VALUE : (int)setting("init", SUCCESS);
+}
+
+#ifndef VERY_OLD
+
+typedef unsigned long long Address;
+
+/* Bytes that are allocated, each block behind a header that holds its size. */
+enum { HEADER = 256 };
+static unsigned long long taken, launches, lost;
+
+/* The answer of every call once the device is lost. */
+static int alive(void) {
+    return __atomic_load_n(&lost, __ATOMIC_SEQ_CST) ? LAUNCH_FAILED : SUCCESS;
+}
+
+int cuGetErrorString(int code, const char **text) {
+    switch (code) {
+    case OUT_OF_MEMORY: *text = "out of memory"; break;
+    case NO_DEVICE: *text = "no CUDA-capable device is detected"; break;
+    case INVALID_DEVICE: *text = "invalid device ordinal"; break;
+    case 209: *text = "no kernel image is available for execution on the device"; break;
+    case LAUNCH_FAILED: *text = "unspecified launch failure"; break;
+    case 803: *text = "system has unsupported display driver / cuda driver combination"; break;
+    default: *text = NULL; return INVALID_VALUE;
+    }
+    return SUCCESS;
+}
+
+int cuDriverGetVersion(int *version) {
+    *version = 13000;
+    return SUCCESS;
+}
+
+int cuDeviceGetCount(int *count) {
+    *count = (int)setting("devices", 1);
+    return SUCCESS;
+}
+
+int cuDeviceGet(int *device, int ordinal) {
+    if (ordinal < 0 || ordinal >= (int)setting("devices", 1)) return INVALID_DEVICE;
+    *device = ordinal;
+    return SUCCESS;
+}
+
+int cuDeviceGetName(char *name, int length, int device) {
+    (void)device;
+    strncpy(name, "Stand-in GPU", (size_t)length);
+    return SUCCESS;
+}
+
+int cuDeviceTotalMem_v2(size_t *bytes, int device) {
+    (void)device;
+    *bytes = setting("memory", 1 << 30);
+    return SUCCESS;
+}
+
+int cuDeviceGetAttribute(int *value, int attribute, int device) {
+    (void)device;
+    switch (attribute) {
+    case 16: *value = 4; break; /* multiprocessors */
+    case 75: *value = 9; break; /* compute capability, major */
+    default: *value = 0;
+    }
+    return SUCCESS;
+}
+
+int cuDevicePrimaryCtxRetain(void **context, int device) {
+    (void)device;
+    *context = &taken;
+    return (int)setting("context", SUCCESS);
+}
+
+int cuDevicePrimaryCtxRelease_v2(int device) {
+    (void)device;
+    return SUCCESS;
+}
+
+int cuCtxSetCurrent(void *context) {
+    return context == &taken ? SUCCESS : INVALID_VALUE;
+}
+
+int cuStreamCreate(void **stream, unsigned flags) {
+    (void)flags;
+    *stream = &launches;
+    return SUCCESS;
+}
+
+int cuStreamDestroy_v2(void *stream) {
+    return stream == &launches ? SUCCESS : INVALID_VALUE;
+}
+
+int cuStreamSynchronize(void *stream) {
+    return stream == &launches ? alive() : INVALID_VALUE;
+}
+
+int cuMemGetInfo_v2(size_t *free_bytes, size_t *total) {
+    *total = setting("memory", 1 << 30);
+    *free_bytes = *total - __atomic_load_n(&taken, __ATOMIC_SEQ_CST);
+    return alive();
+}
+
+int cuMemAlloc_v2(Address *address, size_t bytes) {
+    if (alive()) return alive();
+    if (__atomic_add_fetch(&taken, bytes, __ATOMIC_SEQ_CST) > setting("memory", 1 << 30)) {
+        __atomic_sub_fetch(&taken, bytes, __ATOMIC_SEQ_CST);
+        return OUT_OF_MEMORY;
+    }
+    char *block = aligned_alloc(HEADER, (HEADER + bytes + HEADER - 1) / HEADER * HEADER);
+    memset(block + HEADER, 0, bytes);
+    memcpy(block, &bytes, sizeof bytes);
+    *address = (Address)(block + HEADER);
+    return SUCCESS;
+}
+
+int cuMemFree_v2(Address address) {
+    size_t bytes;
+    char *block = (char *)address - HEADER;
+    memcpy(&bytes, block, sizeof bytes);
+    __atomic_sub_fetch(&taken, bytes, __ATOMIC_SEQ_CST);
+    free(block);
+    return alive();
+}
+
+int cuMemcpyHtoDAsync_v2(Address to, const void *from, size_t bytes, void *stream) {
+    (void)stream;
+    memcpy((void *)to, from, bytes);
+    return alive();
+}
+
+int cuMemcpyDtoHAsync_v2(void *to, Address from, size_t bytes, void *stream) {
+    (void)stream;
+    memcpy(to, (void *)from, bytes);
+    return alive();
+}
+
+int cuMemcpyDtoDAsync_v2(Address to, Address from, size_t bytes, void *stream) {
+    (void)stream;
+    memmove((void *)to, (void *)from, bytes);
+    return alive();
+}
+
+int cuMemsetD8Async(Address to, unsigned char value, size_t bytes, void *stream) {
+    (void)stream;
+    memset((void *)to, value, bytes);
+    return alive();
+}
+
+int cuModuleLoadData(void **module, const void *image) {
+    *module = (void *)image;
+    return (int)setting("load", SUCCESS);
+}
+
+int cuModuleUnload(void *module) {
+    return module ? SUCCESS : INVALID_VALUE;
+}
+
+int cuModuleGetFunction(void **function, void *module, const char *name) {
+    *function = (void *)name;
+    return module && *name ? SUCCESS : INVALID_VALUE;
+}
+
+int cuFuncSetAttribute(void *function, int attribute, int value) {
+    (void)attribute;
+    return function && value > 0 ? SUCCESS : INVALID_VALUE;
+}
+
+int cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsigned block_x, unsigned block_y,
+                   unsigned block_z, unsigned shared, void *stream, void **arguments, void **extra) {
+    (void)shared;
+    if (!function || !arguments || extra || stream != &launches) return INVALID_VALUE;
+    if (!x || !y || !z || y > 65535 || z > 65535 || block_x > 1024 || block_y != 1 || block_z != 1) return INVALID_VALUE;
+    if (__atomic_add_fetch(&launches, 1, __ATOMIC_SEQ_CST) >= setting("launches", ~0ull)) {
+        __atomic_store_n(&lost, 1, __ATOMIC_SEQ_CST);
+    }
+    return alive();
+}
+
+#endif

@@ -130,7 +130,7 @@ struct Fixture {
 
 impl Fixture {
     fn open(name: &str) -> Self {
-        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name);
+        let path = grad::check::root().join("fixtures").join(name);
         let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let meta = SafeTensors::read_metadata(&bytes).unwrap().1.metadata().clone().unwrap();
         Fixture { bytes, meta }

@@ -224,6 +224,7 @@ fn settings_that_make_no_sense_are_named() {
         ("jitter = \"maybe\"\n", ["c.toml:1", "on or off"]),
         ("mse_coef = \"big\"\n", ["c.toml:1", "auto"]),
         ("device = \"gpu\"\n", ["c.toml:1", "cuda:N"]),
+        ("precision = \"f16\"\n", ["c.toml:1", "bf16"]),
         ("model = \"crads\"\n", ["c.toml:1", "crad-s"]),
         ("rate = -1.0\n", ["rate is -1", "not negative"]),
         ("local = false\nglobal = false\n", ["local and global", "at least one"]),

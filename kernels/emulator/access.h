@@ -166,10 +166,10 @@ EMULATOR_HOT bool device_writer_is_suspect(Stamp writer, Stamp now) {
   return epoch_of(writer) >= hot.launch_epoch && (epoch_of(writer) < hot.block_epoch || other_thread(writer, now));
 }
 
-EMULATOR_HOT void record_write(Cell& cell, Stamp now) {
+EMULATOR_HOT void record_write(Stamp& writer, Stamp now) {
   // Another part of the word, by the same thread: both parts, and atomic only if both are.
-  bool more = ((cell.writer ^ now) & ~(kByteBits | kAtomicBit)) == 0;
-  cell.writer = more ? (now & (cell.writer | ~kAtomicBit)) | (cell.writer & kByteBits) : now;
+  bool more = ((writer ^ now) & ~(kByteBits | kAtomicBit)) == 0;
+  writer = more ? (now & (writer | ~kAtomicBit)) | (writer & kByteBits) : now;
 }
 
 // Two readers are enough, if they are different threads, and of different warps where there are such: whoever writes
@@ -208,7 +208,7 @@ EMULATOR_HOT bool settled(Stamp thread, uintptr_t stack, uintptr_t address) {
         record_read(cell, now);
       } else {
         if (reader_is_suspect(cell.reader[0], now) || reader_is_suspect(cell.reader[1], now)) return false;
-        record_write(cell, now);
+        record_write(cell.writer, now);
       }
     }
     return true;
@@ -219,7 +219,7 @@ EMULATOR_HOT bool settled(Stamp thread, uintptr_t stack, uintptr_t address) {
     Stamp& writer = device.writer[(offset + i) / 4];
     Stamp now = stamp_for<size, kind>(thread, offset);
     if (device_writer_is_suspect(writer, now)) return false;
-    if (kind != Access::read) writer = now;
+    if (kind != Access::read) record_write(writer, now);
   }
   return true;
 }
@@ -253,7 +253,7 @@ static __attribute__((noinline)) void examine(const Fiber& who, Stamp thread, ui
     if (!shared) {
       Stamp& writer = device.writer[(offset + i) / 4];
       if (device_writer_is_suspect(writer, now)) suspect_device(who, writer, now, address + i, kind, place);
-      if (kind != Access::read) writer = now;
+      if (kind != Access::read) record_write(writer, now);
       continue;
     }
     Cell& cell = arena.cells[(offset + i) / 4];
@@ -265,7 +265,7 @@ static __attribute__((noinline)) void examine(const Fiber& who, Stamp thread, ui
     for (Stamp reader : cell.reader) {
       if (reader_is_suspect(reader, now)) suspect_shared(who, reader, "read", now, address + i, kind, place);
     }
-    record_write(cell, now);
+    record_write(cell.writer, now);
   }
 }
 

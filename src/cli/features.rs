@@ -11,7 +11,8 @@ use crate::error::Result;
 
 const MORE: &str = "\
 Without --data, of the demo set. `grad train` and `grad eval` find them in the
-cache, which may be removed at any time.
+cache, which may be removed at any time, if they run on the same device in the
+same precision.
 
 Example:
   grad features --data parts";

@@ -22,7 +22,7 @@ const USE_CPU: &str = "use --device cpu, or auto";
 
 /// Every function of the library that is called here. The binding looks each up at its first call and panics if it is not
 /// there, as in a very old driver.
-const NEEDED: [&str; 26] = [
+const NEEDED: [&str; 30] = [
     "cuCtxSetCurrent",
     "cuDeviceGet",
     "cuDeviceGetAttribute",
@@ -32,6 +32,10 @@ const NEEDED: [&str; 26] = [
     "cuDevicePrimaryCtxRetain",
     "cuDeviceTotalMem_v2",
     "cuDriverGetVersion",
+    "cuEventCreate",
+    "cuEventDestroy_v2",
+    "cuEventElapsedTime",
+    "cuEventRecord",
     "cuFuncSetAttribute",
     "cuGetErrorString",
     "cuInit",

@@ -237,13 +237,10 @@ impl Gpu {
         }
         self.trim()?;
         self.checked(|d| d.allocate(bytes))?.ok_or_else(|| {
+            let (name, wanted) = (&self.0.facts.name, bytes.div_ceil(1 << 20));
             let free = driver.free_memory().unwrap_or(0) >> 20;
             Error::DeviceMemory {
-                what: format!(
-                    "{} has no room for {} MiB more ({free} MiB are free)",
-                    self.0.facts.name,
-                    bytes.div_ceil(1 << 20)
-                ),
+                what: format!("{name} has no room for {wanted} MiB more ({free} MiB are free)"),
                 help: NEED_LESS.into(),
             }
         })

@@ -5,8 +5,9 @@
 // (access.h): bounds, alignment, use after free (device_memory.h), races (shadow.h). Everything random follows from the
 // launch's seed, which every message names: a fault can be run again.
 //
-// A kernel's source is compiled after cuda.h, with -fsanitize=thread; this file is compiled without it, and is one
-// translation unit, so that a check is inlined into the function the compiler calls. Linux only.
+// A kernel's source is compiled after cuda.h, with -O1 -g -fsanitize=thread,bounds (Clang: thread,array-bounds), and
+// linked without the sanitizers' libraries: their functions are here. This file is compiled with -O2 and without those
+// flags; it is one translation unit, so that a check is inlined into the function the compiler calls. Linux only.
 //
 //   context.h -> state.h -> device_memory.h -> shadow.h -> schedule.h -> access.h -> warp.h -> matrix.h
 //                                                                                 -> memory_ops.h

@@ -135,3 +135,116 @@ impl Driver for Emulated {
         Ok(started.elapsed().as_secs_f64())
     }
 }
+
+/// What the safe half of this module cannot express: addresses that are wrong, memory that the host has spoilt.
+#[cfg(test)]
+mod tests {
+    use super::super::{Gpu, Grid};
+    use super::*;
+
+    /// An allocation of 64 bytes.
+    fn allocate(device: &Emulated) -> u64 {
+        device.allocate(64).unwrap().unwrap()
+    }
+
+    #[track_caller]
+    fn assert_told<R: std::fmt::Debug>(done: Result<R>, part: &str) {
+        match done {
+            Err(Error::Device { what, .. }) => assert!(what.contains(part), "no {part:?} in {what}"),
+            other => panic!("{part:?} was to be told, not {other:?}"),
+        }
+    }
+
+    #[test]
+    fn only_what_was_allocated_is_freed_and_once() {
+        let device = Emulated::new();
+        let address = allocate(&device);
+        assert_told(device.free(address + 4), "which is not the address of an allocation");
+        device.free(address).unwrap();
+        assert_told(device.free(address), "0 bytes into an allocation of 64 bytes that was freed");
+        assert_told(device.free(0), "which is not the address of an allocation");
+    }
+
+    #[test]
+    fn transfers_stay_inside_an_allocation() {
+        let device = Emulated::new();
+        let (a, b) = (allocate(&device), allocate(&device));
+        let mut bytes = [1; 65];
+        assert_told(device.upload(a, &bytes), "the last 1 of them past the end of an allocation of 64 bytes");
+        assert_told(device.download(&mut bytes, a), "read of 65 bytes");
+        assert_told(device.copy(a, b, 65), "copy from of 65 bytes");
+        assert_told(device.copy(a + 1, b, 64), "copy to of 64 bytes");
+        assert_told(device.zero(a + 60, 5), "fill of 5 bytes");
+        assert_told(device.upload(a - 4, &[1; 8]), "4 bytes before an allocation of 64 bytes");
+        assert_told(device.upload(bytes.as_ptr().addr() as u64, &[1]), "not device memory");
+        device.upload(a, &[7; 64]).unwrap();
+        device.copy(b + 32, a + 32, 32).unwrap();
+        device.zero(a, 64).unwrap();
+        let mut halves = [1; 64];
+        device.download(&mut halves, b).unwrap();
+        assert_eq!((&halves[..32], &halves[32..]), (&[0xFF; 32][..], &[7; 32][..]));
+        device.free(b).unwrap();
+        assert_told(device.download(&mut halves, b), "that was freed");
+        assert_told(device.copy(a, b, 64), "that was freed");
+        device.free(a).unwrap();
+    }
+
+    /// Overwrites a byte of the emulated device's memory, seen from one of its allocations, behind the emulator's back.
+    fn spoil(address: u64, distance: isize) {
+        let byte = std::ptr::with_exposed_provenance_mut::<u8>(address as usize).wrapping_offset(distance);
+        // SAFETY: the emulated memory is mapped in this process, and the 64 bytes on both sides of an allocation are
+        // the emulator's own mark, which nobody reads at the time: this allocation is known to this thread alone.
+        unsafe { byte.write(0) };
+    }
+
+    #[test]
+    fn writes_beside_an_allocation_are_noticed() {
+        let device = Emulated::new();
+        for (distance, part) in [(-1, "1 bytes before an"), (-64, "64 bytes before an"), (64, "past the end of an")] {
+            let address = allocate(&device);
+            device.upload(address, &[1; 64]).unwrap();
+            spoil(address, distance);
+            assert_told(device.download(&mut [0; 4], address), part);
+            assert_told(device.free(address), "memory was overwritten");
+            assert_told(device.free(address), "that was freed");
+        }
+    }
+
+    /// Memory is given back where no error can be returned; the next use of the device tells.
+    #[test]
+    fn a_fault_at_the_end_of_an_array_is_told_later() {
+        let gpu = Gpu::emulated(Precision::F32).unwrap();
+        let (spoilt, whole) = (gpu.upload::<f32>(&[1.0; 16]).unwrap(), gpu.upload::<f32>(&[2.0; 16]).unwrap());
+        spoil(spoilt.slice().address(), 64);
+        assert_eq!(gpu.read(whole.slice()).unwrap(), [2.0; 16]);
+        drop(spoilt);
+        for _ in 0..2 {
+            assert_told(gpu.read(whole.slice()), "memory was overwritten");
+            assert_told(gpu.synchronize(), "memory was overwritten");
+            assert_told(gpu.scratch::<f32>(1), "memory was overwritten");
+        }
+    }
+
+    unsafe extern "C" {
+        fn grad_emulated__planted__f32__planted_host_pointer(arguments: *mut *mut c_void);
+    }
+
+    #[test]
+    fn kernels_stay_out_of_the_memory_of_the_host() {
+        static KERNEL: Kernel = Kernel {
+            module: usize::MAX, // of no use to this device
+            name: "planted_host_pointer",
+            block: 1,
+            flavours: [true, false, false],
+            emulated: [Some(grad_emulated__planted__f32__planted_host_pointer), None, None],
+        };
+        let gpu = Gpu::emulated(Precision::F32).unwrap();
+        let (on_host, y) = (Box::new(1.0f32), gpu.scratch::<f32>(1).unwrap());
+        let (host, device) = (std::ptr::from_ref(&*on_host).expose_provenance() as u64, y.slice().address());
+        let run = |x, y| gpu.launch(&KERNEL, Grid::blocks(1), &[x, y]);
+        assert_told(run(host, device), "read of 4 bytes at 0x");
+        assert_told(run(host, device), "a host pointer?");
+        assert_told(run(device, host), "a host pointer?");
+        assert_eq!(*on_host, 1.0);
+    }
+}

@@ -4,7 +4,7 @@
 #[path = "common/device.rs"]
 mod device;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use grad::Error;
 use grad::backbone::{Backbone, Network};

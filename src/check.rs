@@ -6,7 +6,7 @@
 //!   wrong by [`SLACK`] times what the definition in f32 is wrong, plus a few roundings of the largest value;
 //! * **repeat**: one thread and several give the same bits;
 //! * **fixture**: the definition in f64 and the fast path against what PyTorch computed;
-//! * **on a device** ([`device`]): truth, fixture and repeat for the kernels of a GPU, real or emulated.
+//! * **on a device** (`check/device.rs`): truth, fixture and repeat for the kernels of a GPU, real or emulated.
 
 mod device;
 mod device_bench;

@@ -23,6 +23,7 @@ __device__ __forceinline__ double block_sum(double v, double* warps) {
 __device__ __forceinline__ double square(float g) { return static_cast<double>(g) * g; }
 
 // partial[b] = sum of the squares of chunk b. A block per chunk.
+// SASS: LDG.128
 extern "C" __global__ __launch_bounds__(256) void adamw_squares(const float* __restrict__ g, double* __restrict__ partial,
                                                                 uint32_t n) {
     SHARED(double, warps, [8]);
@@ -63,6 +64,7 @@ struct Step {
 };
 
 // A thread per four values. keep = 1 - rate decay, rate / (1 - beta1^t), correction = 1 / sqrt(1 - beta2^t).
+// SASS: LDG.128, STG.128
 extern "C" __global__ __launch_bounds__(256) void adamw_update(float* __restrict__ theta, const float* __restrict__ g,
                                                                float* __restrict__ m, float* __restrict__ v,
                                                                const double* __restrict__ norm, double clip,

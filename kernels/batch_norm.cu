@@ -40,6 +40,7 @@ __device__ __forceinline__ void slab_moments(const real* __restrict__ x, double*
     });
 }
 
+// SASS: LDG.128 (f32), LDG.64 (bf16)
 extern "C" __global__ __launch_bounds__(256) void batch_norm_moments(const real* __restrict__ x,
                                                                      double* __restrict__ partial, uint32_t positions,
                                                                      uint32_t channels) {
@@ -80,6 +81,7 @@ __device__ __forceinline__ void apply(const real* __restrict__ x, const real* __
         });
 }
 
+// SASS: LDG.128 (f32), LDG.64 (bf16), STG.128 (f32), STG.64 (bf16)
 extern "C" __global__ __launch_bounds__(256) void batch_norm_apply(
     const real* __restrict__ x, const float* __restrict__ gamma, const float* __restrict__ beta,
     const float* __restrict__ mean, const float* __restrict__ var, const float* __restrict__ logit_or_null,
@@ -151,6 +153,7 @@ __device__ __forceinline__ void gradient_sums(const real* __restrict__ x, const 
     });
 }
 
+// SASS: LDG.128 (f32), LDG.64 (bf16)
 extern "C" __global__ __launch_bounds__(256) void batch_norm_gradient_sums(
     const real* __restrict__ x, const real* __restrict__ dy, const float* __restrict__ gamma,
     const float* __restrict__ beta, const float* __restrict__ mean, const float* __restrict__ var,
@@ -202,6 +205,7 @@ __device__ __forceinline__ void gradient_x(const real* __restrict__ x, const rea
 }
 
 // `through` is null where mean and variance are constants.
+// SASS: LDG.128 (f32), LDG.64 (bf16), STG.128 (f32), STG.64 (bf16)
 extern "C" __global__ __launch_bounds__(256) void batch_norm_gradient_x(
     const real* __restrict__ x, const real* __restrict__ dy, const float* __restrict__ gamma,
     const float* __restrict__ beta, const float* __restrict__ mean, const float* __restrict__ var,

@@ -12,6 +12,7 @@ __device__ __forceinline__ void scale(const real* x, const real* g, real* y, uin
 }
 
 // Grid: a thread for each of the n values of y, or for four of them where channels % 4 == 0.
+// SASS: LDG.128 (f32), LDG.64 (bf16), STG.128 (f32), STG.64 (bf16)
 extern "C" __global__ __launch_bounds__(256) void channel_scale_forward(const real* __restrict__ x,
                                                                         const real* __restrict__ g,
                                                                         real* __restrict__ y, uint32_t positions,
@@ -36,6 +37,7 @@ __device__ __forceinline__ void gate_gradient(const real* x, const real* dy, rea
 }
 
 // Grid: N * ceil(channels / 16) blocks.
+// SASS: LDG.128 (f32), LDG.64 (bf16)
 extern "C" __global__ __launch_bounds__(256) void channel_scale_backward_g(const real* __restrict__ x,
                                                                            const real* __restrict__ dy,
                                                                            real* __restrict__ dg, uint32_t positions,

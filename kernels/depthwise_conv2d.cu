@@ -60,6 +60,7 @@ __device__ __forceinline__ void forward(const real* x, const float* weight, cons
 
 // Grid: ceil(channels / 32) * ceil(n * out_height * ceil(out_width / 7) / shares) blocks; shares = 32 where
 // channels % 4 == 0, else 8.
+// SASS: LDG.128, STG.128 (f32), STG.64 (bf16)
 extern "C" __global__ __launch_bounds__(256, 2) void depthwise_conv2d_forward_3x3(
     const real* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias_or_null,
     const real* __restrict__ dy_or_null, real* __restrict__ y, uint32_t n, uint32_t height, uint32_t width,
@@ -70,6 +71,7 @@ extern "C" __global__ __launch_bounds__(256, 2) void depthwise_conv2d_forward_3x
     forward<3, 4>(x, weight, bias_or_null, dy_or_null, y, d, kind);
 }
 
+// SASS: LDG.128, STG.128 (f32), STG.64 (bf16)
 extern "C" __global__ __launch_bounds__(256) void depthwise_conv2d_forward_5x5(
     const real* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias_or_null,
     const real* __restrict__ dy_or_null, real* __restrict__ y, uint32_t n, uint32_t height, uint32_t width,
@@ -80,6 +82,7 @@ extern "C" __global__ __launch_bounds__(256) void depthwise_conv2d_forward_5x5(
     forward<5, 4>(x, weight, bias_or_null, dy_or_null, y, d, kind);
 }
 
+// SASS: LDG.128, STG.128 (f32), STG.64 (bf16)
 extern "C" __global__ __launch_bounds__(256) void depthwise_conv2d_forward_any(
     const real* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias_or_null,
     const real* __restrict__ dy_or_null, real* __restrict__ y, uint32_t n, uint32_t height, uint32_t width,
@@ -120,6 +123,7 @@ __device__ __forceinline__ void backward_x(const real* dz, const float* weight, 
 }
 
 // Grid: ceil(channels / 32) * ceil(n * height * ceil(width / 7) / shares) blocks; shares as in forward.
+// SASS: LDG.128, STG.128 (f32), STG.64 (bf16)
 extern "C" __global__ __launch_bounds__(256) void depthwise_conv2d_backward_x_3x3(
     const real* __restrict__ dz, const float* __restrict__ weight, real* __restrict__ dx, uint32_t n, uint32_t height,
     uint32_t width, uint32_t channels, uint32_t kernel_height, uint32_t kernel_width, uint32_t stride, uint32_t top,
@@ -129,6 +133,7 @@ extern "C" __global__ __launch_bounds__(256) void depthwise_conv2d_backward_x_3x
     backward_x<3, 4>(dz, weight, dx, d);
 }
 
+// SASS: LDG.128, STG.128 (f32), STG.64 (bf16)
 extern "C" __global__ __launch_bounds__(256) void depthwise_conv2d_backward_x_5x5(
     const real* __restrict__ dz, const float* __restrict__ weight, real* __restrict__ dx, uint32_t n, uint32_t height,
     uint32_t width, uint32_t channels, uint32_t kernel_height, uint32_t kernel_width, uint32_t stride, uint32_t top,
@@ -138,6 +143,7 @@ extern "C" __global__ __launch_bounds__(256) void depthwise_conv2d_backward_x_5x
     backward_x<5, 4>(dz, weight, dx, d);
 }
 
+// SASS: LDG.128, STG.128 (f32), STG.64 (bf16)
 extern "C" __global__ __launch_bounds__(256) void depthwise_conv2d_backward_x_any(
     const real* __restrict__ dz, const float* __restrict__ weight, real* __restrict__ dx, uint32_t n, uint32_t height,
     uint32_t width, uint32_t channels, uint32_t kernel_height, uint32_t kernel_width, uint32_t stride, uint32_t top,
@@ -211,6 +217,7 @@ __device__ __forceinline__ void backward_w_any(const real* x, const real* dz, fl
 
 // The sums of `strips` strips by each block, to partial: [parts, kernel_height kernel_width + 1, channels]; the last
 // row of a part is that of the bias. Grid: ceil(channels / 32) * parts blocks.
+// SASS: LDG.128 (f32), LDG.64 (bf16)
 extern "C" __global__ __launch_bounds__(128) void depthwise_conv2d_backward_w_3x3(
     const real* __restrict__ x, const real* __restrict__ dz, float* __restrict__ partial, uint32_t n, uint32_t height,
     uint32_t width, uint32_t channels, uint32_t kernel_height, uint32_t kernel_width, uint32_t stride, uint32_t top,
@@ -221,6 +228,7 @@ extern "C" __global__ __launch_bounds__(128) void depthwise_conv2d_backward_w_3x
     else backward_w<3, 2, 4>(x, dz, partial, d, strips);
 }
 
+// SASS: LDG.128 (f32), LDG.64 (bf16)
 extern "C" __global__ __launch_bounds__(128, 2) void depthwise_conv2d_backward_w_5x5(
     const real* __restrict__ x, const real* __restrict__ dz, float* __restrict__ partial, uint32_t n, uint32_t height,
     uint32_t width, uint32_t channels, uint32_t kernel_height, uint32_t kernel_width, uint32_t stride, uint32_t top,
@@ -231,6 +239,7 @@ extern "C" __global__ __launch_bounds__(128, 2) void depthwise_conv2d_backward_w
     else backward_w<5, 2, 4>(x, dz, partial, d, strips);
 }
 
+// SASS: LDG.128 (f32), LDG.64 (bf16)
 extern "C" __global__ __launch_bounds__(128, 2) void depthwise_conv2d_backward_w_any(
     const real* __restrict__ x, const real* __restrict__ dz, float* __restrict__ partial, uint32_t n, uint32_t height,
     uint32_t width, uint32_t channels, uint32_t kernel_height, uint32_t kernel_width, uint32_t stride, uint32_t top,

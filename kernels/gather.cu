@@ -7,6 +7,7 @@
 #include "quad.cuh"
 
 // A thread for every four values of an image, each image rounded up to whole warps of 128.
+// SASS: LDG.128 (f32), LDG.64 (bf16), STG.128 (f32), STG.64 (bf16)
 extern "C" __global__ __launch_bounds__(256) void gather_pictures(const real* __restrict__ features,
                                                                   const uint32_t* __restrict__ order,
                                                                   real* __restrict__ y, uint32_t first, uint32_t images,

@@ -80,6 +80,7 @@ __device__ __forceinline__ void read_points(const float* grid, const real* coord
 }
 
 // A warp for every span of values and run of points.
+// SASS: LDG.128, STG.128 (f32), STG.64 (bf16)
 extern "C" __global__ __launch_bounds__(256) void grid_sample_forward(const float* __restrict__ grid,
                                                                       const real* __restrict__ coord,
                                                                       real* __restrict__ y, uint32_t points,
@@ -128,6 +129,7 @@ __device__ __forceinline__ double2 slope(const float* grid, const real* coord, c
 }
 
 // dcoord of cells of at most SPANS * SPAN values: a warp for every point.
+// SASS: LDG.128
 extern "C" __global__ __launch_bounds__(256) void grid_sample_backward_coord(
     const float* __restrict__ grid, const real* __restrict__ coord, const real* __restrict__ dy,
     real* __restrict__ dcoord, uint32_t points, uint32_t values, uint32_t rows, uint32_t cols) {
@@ -141,6 +143,7 @@ extern "C" __global__ __launch_bounds__(256) void grid_sample_backward_coord(
 }
 
 // Longer cells: a warp for every part of SPANS * SPAN values and point; sums [parts, points, 2].
+// SASS: LDG.128
 extern "C" __global__ __launch_bounds__(256) void grid_sample_backward_coord_parts(
     const float* __restrict__ grid, const real* __restrict__ coord, const real* __restrict__ dy,
     double* __restrict__ sums, uint32_t points, uint32_t values, uint32_t rows, uint32_t cols) {
@@ -254,6 +257,7 @@ __device__ __forceinline__ void gather_segment(float4* places, const real* coord
 
 // sums [segments, rows, cols, values]: a block for every segment of points, span of values and CELLS_PER_BLOCK cells.
 // `segment` is a multiple of STAGE; with one segment the sums are dgrid.
+// SASS: LDG.128 (f32), LDG.64 (bf16), STG.128
 extern "C" __global__ __launch_bounds__(256) void grid_sample_backward_grid(const real* __restrict__ coord,
                                                                             const real* __restrict__ dy,
                                                                             float* __restrict__ sums, uint32_t points,

@@ -74,6 +74,7 @@ __device__ __forceinline__ void refine(const real* f, const real* x, real* y, ui
 }
 
 // A warp for every position.
+// SASS: LDG.128 (f32), LDG.64 (bf16), STG.128 (f32), STG.64 (bf16)
 extern "C" __global__ __launch_bounds__(256) void refinement_gate_forward(const real* __restrict__ f,
                                                                           const real* __restrict__ x,
                                                                           real* __restrict__ y, uint32_t positions,
@@ -107,6 +108,7 @@ __device__ __forceinline__ void refine_gradient(const real* f, const real* x, co
 }
 
 // A warp for every position.
+// SASS: LDG.128 (f32), LDG.64 (bf16), STG.128 (f32), STG.64 (bf16)
 extern "C" __global__ __launch_bounds__(256) void refinement_gate_backward(
     const real* __restrict__ f, const real* __restrict__ x, const real* __restrict__ dy, real* __restrict__ df,
     uint32_t positions, uint32_t channels, double mse_coef, double mse_weight, double cos_weight) {

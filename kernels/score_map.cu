@@ -15,6 +15,7 @@ template <bool VECTOR> __device__ __forceinline__ double squares(const real* a, 
     return warp_sum(static_cast<double>(sum));
 }
 
+// SASS: LDG.128 (f32), LDG.64 (bf16)
 extern "C" __global__ __launch_bounds__(256) void score_map_forward(const real* __restrict__ a,
                                                                     const real* __restrict__ b,
                                                                     float* __restrict__ d, uint32_t positions,
@@ -35,6 +36,7 @@ __device__ __forceinline__ void direction(const real* a, const real* b, real* da
     }
 }
 
+// SASS: LDG.128 (f32), LDG.64 (bf16), STG.128 (f32), STG.64 (bf16)
 extern "C" __global__ __launch_bounds__(256) void score_map_backward(const real* __restrict__ a,
                                                                      const real* __restrict__ b,
                                                                      const float* __restrict__ d,

@@ -67,6 +67,7 @@ __device__ __forceinline__ void resample(const real* x, real* y, Axis rows, Axis
 }
 
 // Grid: N * H' * ceil(W' * channels / V / 256) blocks, V = 4 where channels % 4 == 0, else 1.
+// SASS: LDG.128 (f32), LDG.64 (bf16), STG.128 (f32), STG.64 (bf16)
 extern "C" __global__ __launch_bounds__(256) void upsample_bilinear_forward(const real* __restrict__ x,
                                                                             real* __restrict__ y, uint32_t h,
                                                                             uint32_t w, uint32_t h_out, uint32_t w_out,
@@ -98,6 +99,7 @@ __device__ __forceinline__ void gather(const real* dy, real* dx, Axis rows, Axis
 }
 
 // Grid: N * H * ceil(W * channels / V / 256) blocks.
+// SASS: LDG.128 (f32), LDG.64 (bf16), STG.128 (f32), STG.64 (bf16)
 extern "C" __global__ __launch_bounds__(256) void upsample_bilinear_backward(const real* __restrict__ dy,
                                                                              real* __restrict__ dx, uint32_t h,
                                                                              uint32_t w, uint32_t h_out,

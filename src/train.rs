@@ -141,11 +141,14 @@ impl Trainer {
         Trainer { head, params, optimiser, config, progress, device: Device::Cpu, grads, resident: None }
     }
 
-    /// Moves it to another device, to go on there.
+    /// Moves it to another device, to go on there; where it is already, nothing is copied.
     ///
     /// # Errors
     /// What a device refuses.
     pub fn to(self, device: &Device) -> Result<Self> {
+        if device.holds(&self.grads) {
+            return Ok(self);
+        }
         let (params, optimiser) = (self.params.to(device)?, self.optimiser.to(device)?);
         let grads = device.copy_of(&self.grads)?;
         Ok(Trainer { params, optimiser, grads, device: device.clone(), resident: None, ..self })

@@ -13,6 +13,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
 use crate::atomic::write_atomic;
+use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
 use crate::model::{Head, HeadConfig};
 use crate::nn::Params;
@@ -56,6 +57,38 @@ pub struct ModelInfo {
     pub images: usize,
     /// Folders they came from.
     pub data: Vec<String>,
+    /// Share of the training pictures of each class that was held out.
+    #[serde(default)]
+    pub hold_out: f64,
+    /// Fingerprints of the picture files it was trained on, ascending; empty where they are not known. What was learnt
+    /// must not set a threshold.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trained_on: Vec<u64>,
+    /// Scores of good pictures it was not trained on, and the share of false rejects wanted; thresholds come from them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Calibration>,
+    /// Pictures with the scores they must have, on every machine.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub golden: Vec<Golden>,
+}
+
+/// A prepared picture in a model file, and what it scored where the model was made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Golden {
+    /// Where it came from, for people.
+    pub name: String,
+    /// Its image score.
+    pub score: f32,
+    /// The largest value of its map.
+    pub peak: f32,
+    /// Red, green, blue, `[image_size, image_size, 3]`; a tensor of the file.
+    #[serde(skip)]
+    pub rgb: Vec<u8>,
+}
+
+/// Name of the tensor that holds the pixels of a golden picture.
+fn golden_tensor(i: usize) -> String {
+    format!("golden.{i}")
 }
 
 /// The metadata entry of either kind of file.
@@ -93,13 +126,19 @@ pub fn save_checkpoint(path: &Path, info: &ModelInfo, trainer: &Trainer) -> Resu
 
 fn save(path: &Path, header: &Header, params: &Params, optimiser: Option<&AdamW>) -> Result<()> {
     let values = params.storage().on_host()?;
-    let mut tensors: Vec<(&str, Vec<usize>, &[f32])> =
-        params.entries().map(|(_, e)| (&*e.name, e.shape.to_vec(), &values[e.range.clone()])).collect();
-    let moments =
+    let mut tensors: Vec<(String, Dtype, Vec<usize>, &[u8])> = params
+        .entries()
+        .map(|(_, e)| (e.name.to_string(), Dtype::F32, e.shape.to_vec(), cast_slice(&values[e.range.clone()])))
+        .collect();
+    let moments: Vec<_> =
         optimiser.map_or(Ok(vec![]), |o| [&o.m, &o.v].into_iter().map(Storage::on_host).collect::<Result<_>>())?;
-    tensors.extend(MOMENTS.into_iter().zip(&moments).map(|(name, t)| (name, vec![t.len()], &t[..])));
-    let views = tensors.into_iter().map(|(name, shape, values)| {
-        let view = TensorView::new(Dtype::F32, shape, cast_slice(values)).expect("sizes agree with the values");
+    let moments = MOMENTS.into_iter().zip(&moments);
+    tensors.extend(moments.map(|(name, t)| (name.into(), Dtype::F32, vec![t.len()], cast_slice(&t[..]))));
+    let side = header.model.image_size;
+    let golden = header.model.golden.iter().enumerate();
+    tensors.extend(golden.map(|(i, g)| (golden_tensor(i), Dtype::U8, vec![side, side, 3], &g.rgb[..])));
+    let views = tensors.into_iter().map(|(name, dtype, shape, bytes)| {
+        let view = TensorView::new(dtype, shape, bytes).expect("sizes agree with the values");
         (name, view)
     });
     let header = serde_json::to_string(header).expect("a header is plain data");
@@ -152,7 +191,7 @@ fn load(path: &Path) -> Result<(Header, Head, Params, Option<AdamW>)> {
         let help = "use the version of the program that wrote it, or a later one";
         return Err(Error::model(path, format!("it is of format {format:?}, this version reads up to {FORMAT}"), help));
     }
-    let header: Header = serde_json::from_str(header).map_err(|e| damaged(format!("its description: {e}")))?;
+    let mut header: Header = serde_json::from_str(header).map_err(|e| damaged(format!("its description: {e}")))?;
     if let Some(fault) = header.model.head.fault() {
         return Err(damaged(fault));
     }
@@ -161,6 +200,7 @@ fn load(path: &Path) -> Result<(Header, Head, Params, Option<AdamW>)> {
     }
     header.model.protocol.check().map_err(|e| damaged(e.to_string()))?;
     header.model.train.check().map_err(|e| damaged(e.to_string()))?;
+    header.model.calibration.iter().try_for_each(Calibration::check).map_err(|e| damaged(e.to_string()))?;
     let (head, mut params) = Head::new(header.model.head.clone(), None);
 
     let read = |name: &str, shape: &[usize], to: &mut [f32]| -> Result<()> {
@@ -182,6 +222,16 @@ fn load(path: &Path) -> Result<(Header, Head, Params, Option<AdamW>)> {
     for e in &entries {
         read(&e.name, &e.shape, &mut values[e.range.clone()])?;
     }
+    let side = header.model.image_size;
+    for (i, golden) in header.model.golden.iter_mut().enumerate() {
+        let name = golden_tensor(i);
+        let tensor = file.tensor(&name).map_err(|_| damaged(format!("tensor {name} is missing")))?;
+        if tensor.dtype() != Dtype::U8 || tensor.shape() != [side, side, 3] {
+            let found = format!("{:?} {:?}", tensor.dtype(), tensor.shape());
+            return Err(damaged(format!("tensor {name} is {found}, expected U8 [{side}, {side}, 3]")));
+        }
+        golden.rgb = tensor.data().to_vec();
+    }
     let mut optimiser = None;
     if header.training.is_some() {
         let o = optimiser.insert(AdamW::new(&params));
@@ -195,8 +245,16 @@ fn load(path: &Path) -> Result<(Header, Head, Params, Option<AdamW>)> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::calibrate::GoodScore;
     use crate::model::ModelKind;
+
+    fn calibration() -> Calibration {
+        let scores = [0.3, 0.1, 0.2].map(|image| GoodScore { image, peak: 2.0 * image });
+        Calibration::new(0.01, &BTreeMap::from([("a".to_owned(), scores.to_vec())])).unwrap()
+    }
 
     fn tiny() -> (ModelInfo, Trainer) {
         let head = HeadConfig { blocks: 1, ..HeadConfig::published(ModelKind::CradS, [2, 3, 4], 0.05) };
@@ -208,7 +266,7 @@ mod tests {
             head,
             backbone: "lite0".into(),
             backbone_digest: "00".into(),
-            image_size: 224,
+            image_size: 4,
             classes: vec!["a".into()],
             protocol: Protocol::official(),
             score_scale: Some([0.1, 0.7]),
@@ -216,6 +274,10 @@ mod tests {
             record: vec![],
             images: 3,
             data: vec![],
+            hold_out: 0.25,
+            trained_on: vec![7, u64::MAX],
+            calibration: Some(calibration()),
+            golden: vec![Golden { name: "a/0.png".into(), score: 0.25, peak: 0.5, rgb: vec![9; 4 * 4 * 3] }],
         };
         (info, trainer)
     }

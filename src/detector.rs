@@ -7,11 +7,13 @@
 //! [`batch`] goes together, and the threads turn its maps into scores. Either way a score depends neither on the pictures
 //! beside it nor on the number of threads.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use crate::backbone::Backbone;
+use crate::calibrate::{GoodScore, Rule};
 use crate::checkpoint::{ModelInfo, load_model};
 use crate::config::BackboneKind;
 use crate::data::{Picture, preprocess};
@@ -32,7 +34,7 @@ const SCALE_LOT: usize = 32;
 /// Smoothing makes neighbours alike: every fourth pixel of every fourth row tells as much as all of them.
 const SCALE_STEP: usize = 4;
 /// A picture is painted in full colour where its map rises this many times as far above the median of training pictures
-/// as the largest 0.1 % of theirs do. Until a model holds a threshold, this is where "not seen in training" begins.
+/// as the largest 0.1 % of theirs do. While a model holds no threshold, this is where "not seen in training" begins.
 const SCALE_REACH: f32 = 1.5;
 
 /// A model with the backbone it was trained on.
@@ -44,7 +46,7 @@ pub struct Detector {
     /// Their values.
     pub params: Params,
     /// Makes the features.
-    pub backbone: Backbone,
+    pub backbone: Arc<Backbone>,
 }
 
 impl Detector {
@@ -55,14 +57,13 @@ impl Detector {
     /// [`Error::Model`] when a file cannot be used, or the backbone is not the one that the model was trained on;
     /// [`Error::Config`] when the model needs a weight file and none is given.
     pub fn load(model: &Path, weights: Option<&Path>) -> Result<Self> {
-        let of_run = model.join("model.safetensors");
-        let model = if model.is_dir() { &of_run } else { model };
+        let model = &model_file(model);
         let (info, head, params) = load_model(model).map_err(unreadable)?;
         let Some(kind) = BackboneKind::find(&info.backbone) else {
             let what = format!("it needs the backbone `{}`, which this version does not have", info.backbone);
             return Err(Error::model(model, what, "use a later version of the program"));
         };
-        let backbone = open_backbone(kind, weights)?;
+        let backbone = Arc::new(open_backbone(kind, weights)?);
         let digest = backbone.digest().to_string();
         if digest != info.backbone_digest {
             return Err(Error::model(
@@ -80,12 +81,17 @@ impl Detector {
         Ok(Detector { info, head, params, backbone })
     }
 
+    /// Which network makes its features.
+    pub fn kind(&self) -> BackboneKind {
+        BackboneKind::find(&self.info.backbone).expect("a detector is only made with a backbone that there is")
+    }
+
     /// The same model on another device.
     ///
     /// # Errors
     /// What a device refuses.
     pub fn to(self, device: &Device) -> Result<Self> {
-        Ok(Detector { params: self.params.to(device)?, backbone: self.backbone.to(device)?, ..self })
+        Ok(Detector { params: self.params.to(device)?, backbone: Arc::new(self.backbone.to(device)?), ..self })
     }
 
     /// Scores features, each `[height, width, channels]`, in order.
@@ -93,18 +99,27 @@ impl Detector {
     /// # Errors
     /// [`Error::Shape`] when they are not of this size, and what a device refuses.
     pub fn score_features(&self, features: &[&[f32]]) -> Result<Vec<Scored>> {
+        self.in_batches(features, |batch| self.score(&self.placed(batch)?))
+    }
+
+    /// The map of features `[H, W, C]` before it is enlarged and smoothed, `[H, W]`.
+    ///
+    /// # Errors
+    /// As [`Self::score_features`].
+    pub fn raw_map(&self, features: &[f32]) -> Result<Vec<f32>> {
+        let raw = self.head.score(&Context::eval(&self.params), &self.placed(&[features])?)?;
+        Ok(raw.to_host()?.data().to_vec())
+    }
+
+    /// Features, each `[H, W, C]`, as `[N, H, W, C]` where the model lies.
+    pub(crate) fn placed(&self, features: &[&[f32]]) -> Result<Tensor> {
         let HeadConfig { height, width, channels, .. } = *self.head.config();
         if let Some(x) = features.iter().find(|x| x.len() != height * width * channels) {
             let what = format!("{} values are not {height}x{width}x{channels}", x.len());
             return Err(Error::Shape { op: "score_features", what });
         }
-        self.in_batches(features, |batch| {
-            let x = Tensor::from_slice([batch.len(), height, width, channels], &batch.concat());
-            match self.params.storage().gpu() {
-                None => self.score(&x),
-                Some(gpu) => self.score(&x.to_gpu(gpu, false)?),
-            }
-        })
+        let x = Tensor::from_slice([features.len(), height, width, channels], &features.concat());
+        self.params.storage().gpu().map_or(Ok(x.clone()), |gpu| x.to_gpu(gpu, false))
     }
 
     /// Scores pictures, in order.
@@ -171,11 +186,46 @@ impl Detector {
         Ok((ends[0] < ends[1]).then_some(ends))
     }
 
-    /// The scale heat maps are painted by, the same for every picture; `None` if the model has none.
-    pub fn heat_scale(&self) -> Option<Scale> {
-        let [low, high] = self.info.score_scale?;
-        Scale::new(low, low + SCALE_REACH * (high - low)).ok()
+    /// Scores of good pictures it was not trained on, in order.
+    ///
+    /// # Errors
+    /// As [`Self::score_features`].
+    pub fn good_scores(&self, features: &dyn FeatureSource) -> Result<Vec<GoodScore>> {
+        let all: Vec<usize> = (0..features.len()).collect();
+        let mut scores = Vec::with_capacity(all.len());
+        for lot in all.chunks(SCALE_LOT) {
+            let inputs: Vec<&[f32]> = lot.iter().map(|&i| features.get(i)).collect();
+            scores.extend(self.score_features(&inputs)?.iter().map(GoodScore::of));
+        }
+        Ok(scores)
     }
+
+    /// How heat maps are painted, the same for every picture. With a rule nothing is painted below its threshold of map
+    /// values, which is also outlined, and the colour is full as far above it as it is above the median of training
+    /// pictures. `None` if the model has no scale.
+    pub fn painting(&self, rule: Option<&Rule>) -> Option<Painting> {
+        let [median, top] = self.info.score_scale?;
+        let painting =
+            |low: f32, high: f32, contour: f32| Some(Painting { scale: Scale::new(low, high).ok()?, contour });
+        match rule.map(Rule::pixel_threshold).filter(|threshold| *threshold > median) {
+            Some(threshold) => painting(threshold, threshold + (threshold - median), threshold),
+            None => painting(median, median + SCALE_REACH * (top - median), median + SCALE_REACH * (top - median)),
+        }
+    }
+}
+
+/// How heat maps of a model are painted.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Painting {
+    /// Where colour begins, and where it is full.
+    pub scale: Scale,
+    /// The map value that is outlined.
+    pub contour: f32,
+}
+
+/// The model file of a run's folder, or the file itself.
+pub fn model_file(model: &Path) -> PathBuf {
+    if model.is_dir() { model.join("model.safetensors") } else { model.into() }
 }
 
 /// The backbone of a kind: the built-in one, or a file.
@@ -194,7 +244,7 @@ pub fn open_backbone(kind: BackboneKind, weights: Option<&Path>) -> Result<Backb
 }
 
 /// A model or weight file that cannot even be read is a fault of that file, and not of the disk.
-fn unreadable(error: Error) -> Error {
+pub fn unreadable(error: Error) -> Error {
     match error {
         Error::Io { path, cause, help, .. } => Error::model(path, format!("cannot be read: {cause}"), help),
         other => other,
@@ -203,7 +253,10 @@ fn unreadable(error: Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::calibrate::Calibration;
     use crate::checkpoint::FORMAT;
     use crate::model::ModelKind;
     use crate::rng::Rng;
@@ -222,7 +275,7 @@ mod tests {
     }
 
     fn detector() -> Detector {
-        let backbone = Backbone::lite0().unwrap();
+        let backbone = Arc::new(Backbone::lite0().unwrap());
         let config = HeadConfig { blocks: 1, ..HeadConfig::published(ModelKind::CradS, [8, 8, 152], 0.3) };
         let (head, params) = Head::new(config.clone(), Some(7));
         let info = ModelInfo {
@@ -239,6 +292,10 @@ mod tests {
             record: vec![],
             images: 5,
             data: vec![],
+            hold_out: 0.0,
+            trained_on: vec![],
+            calibration: None,
+            golden: vec![],
         };
         Detector { info, head, params, backbone }
     }
@@ -301,9 +358,17 @@ mod tests {
         let below = |limit: f32| all.partition_point(|v| *v <= limit) as f64 / all.len() as f64;
         assert!((below(low) - 0.5).abs() <= 0.05 && below(high) >= 0.99, "{} {}", below(low), below(high));
         detector.info.score_scale = Some([low, high]);
-        let scale = detector.heat_scale().unwrap();
-        assert!(scale.low() == low && scale.high() > high);
+        let painting = detector.painting(None).unwrap();
+        assert!(painting.scale.low() == low && painting.scale.high() > high);
+        // With a threshold nothing is painted below it.
+        let held_out = detector.good_scores(&source).unwrap();
+        let calibration = Calibration::new(0.5, &BTreeMap::from([("a".to_owned(), held_out.clone())])).unwrap();
+        let rule = calibration.rule(None).unwrap();
+        let painting = detector.painting(Some(&rule)).unwrap();
+        assert_eq!((painting.scale.low(), painting.contour), (rule.pixel_threshold(), rule.pixel_threshold()));
+        let peak = |scored: &Scored| scored.map.iter().copied().fold(f32::MIN, f32::max);
+        assert!(held_out.iter().zip(&maps).all(|(h, m)| (h.image, h.peak) == (m.image_score, peak(m))));
         detector.info.score_scale = None;
-        assert_eq!(detector.heat_scale(), None);
+        assert_eq!(detector.painting(Some(&rule)), None);
     }
 }

@@ -74,15 +74,19 @@ pub enum Error {
         /// What to check.
         help: String,
     },
+    /// Pictures were found anomalous, and the user wants to know by the exit code.
+    #[error("{0}")]
+    Anomalous(String),
     /// The user asked to stop; everything needed to go on has been written.
     #[error("interrupted: {0}")]
     Interrupted(String),
 }
 
 impl Error {
-    /// Exit code of the program: 2 usage or configuration, 3 data, 4 model file, 5 device, 130 interrupted, 101 a bug.
+    /// Exit code of the program: 1 anomalies found, if that was asked for, 2 usage or configuration, 3 data, 4 model file, 5 device, 130 interrupted, 101 a bug.
     pub fn exit_code(&self) -> u8 {
         match self {
+            Error::Anomalous(_) => 1,
             Error::Config { .. } | Error::Io { .. } => 2,
             Error::Data { .. } => 3,
             Error::Model { .. } => 4,

@@ -32,6 +32,13 @@ pub struct Scored {
     pub image_score: f32,
 }
 
+impl Scored {
+    /// The largest value of the map; NaN if it holds one.
+    pub fn peak(&self) -> f32 {
+        self.map.iter().copied().fold(f32::NEG_INFINITY, |peak, v| if v <= peak { peak } else { v })
+    }
+}
+
 impl Default for Protocol {
     fn default() -> Self {
         Self::official()

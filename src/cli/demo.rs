@@ -16,7 +16,7 @@ const MORE: &str = "\
 Example:
   grad demo demo_set";
 
-/// Write the demo set: photographs of six materials, good and damaged
+/// Write the demo set: six photographed materials, good and damaged
 #[derive(clap::Args)]
 #[command(after_help = MORE)]
 pub struct DemoArgs {

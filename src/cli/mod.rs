@@ -1,13 +1,20 @@
 //! The command line: one file per verb, each of them thin. Results go to stdout, everything else to stderr.
 
+mod calibrate;
+mod completions;
 mod demo;
 mod doctor;
 mod eval;
 mod features;
 mod interrupt;
 mod machine;
+mod model;
+mod model_args;
 mod pictures;
 mod predict;
+mod report;
+mod selftest;
+mod thresholds;
 mod train;
 mod ui;
 
@@ -22,13 +29,13 @@ const EXAMPLES: &str = "\
 Examples:
   grad train                                  train on the demo set
   grad train --data parts --out runs/parts    train on your own pictures
+  grad predict runs/parts new/*.jpg           verdicts and heat maps
   grad eval runs/parts                        measure on its test pictures
-  grad predict runs/parts new/*.jpg           scores and heat maps
 
 Every setting is a flag (--grid-rate), an environment variable (GRAD_GRID_RATE)
 and a key of the --config file (grid_rate); the first that is given counts.
-Exit codes: 0 done, 2 usage or configuration, 3 data, 4 model file, 5 device,
-130 interrupted.";
+Exit codes: 0 done, 1 anomalies found (--fail-on-anomaly), 2 usage or
+configuration, 3 data, 4 model file, 5 device, 130 interrupted.";
 
 /// Learns what good looks like from photographs, and finds defects.
 #[derive(Parser)]
@@ -41,17 +48,22 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     Train(Box<train::TrainArgs>),
+    Calibrate(calibrate::CalibrateArgs),
     Eval(eval::EvalArgs),
     Predict(predict::PredictArgs),
+    Report(report::ReportArgs),
+    Selftest(selftest::SelftestArgs),
+    Model(model::ModelVerbArgs),
     Demo(demo::DemoArgs),
     Features(features::FeaturesArgs),
     Doctor(doctor::DoctorArgs),
+    Completions(completions::CompletionsArgs),
+    Man(completions::ManArgs),
 }
 
 /// Parses the arguments of this process, does what they say, and turns the outcome into an exit code.
 pub fn main() -> ExitCode {
-    let mut command = Cli::command().mut_subcommands(compact);
-    let parsed = command.try_get_matches_from_mut(std::env::args_os()).and_then(|m| Cli::from_arg_matches(&m));
+    let parsed = command().try_get_matches_from_mut(std::env::args_os()).and_then(|m| Cli::from_arg_matches(&m));
     let outcome = match parsed {
         Ok(cli) => run(cli.verb),
         Err(refusal) => {
@@ -65,10 +77,15 @@ pub fn main() -> ExitCode {
     };
     let Err(error) = outcome else { return ExitCode::SUCCESS };
     match &error {
-        Error::Interrupted(_) => ui::say(&error),
+        Error::Interrupted(_) | Error::Anomalous(_) => ui::say(&error),
         _ => ui::say(format_args!("error: {error}")),
     }
     ExitCode::from(error.exit_code())
+}
+
+/// Every verb and flag.
+fn command() -> Command {
+    Cli::command().mut_subcommands(compact)
 }
 
 /// The short help, for `--help` too: one line per flag. Variables are named by a rule, so they need not be listed.
@@ -80,11 +97,17 @@ fn compact(verb: Command) -> Command {
 fn run(verb: Verb) -> Result<()> {
     match verb {
         Verb::Train(args) => train::run(*args),
+        Verb::Calibrate(args) => calibrate::run(args),
         Verb::Eval(args) => eval::run(args),
         Verb::Predict(args) => predict::run(args),
+        Verb::Report(args) => report::run(args),
+        Verb::Selftest(args) => selftest::run(args),
+        Verb::Model(args) => model::run(args),
         Verb::Demo(args) => demo::run(args),
         Verb::Features(args) => features::run(args),
         Verb::Doctor(args) => doctor::run(args),
+        Verb::Completions(args) => completions::completions(args, command()),
+        Verb::Man(args) => completions::man(args, command()),
     }
 }
 

@@ -8,11 +8,15 @@
 
 pub mod decode;
 pub mod demo;
+mod hold_out;
 pub mod layout;
 pub mod resize;
 
 pub use decode::{Mask, Picture, decode_bytes, decode_file, decode_mask};
+pub use hold_out::hold_out;
 pub use layout::{Dataset, Item, Label, Split};
+
+use std::path::Path;
 
 use crate::Result;
 
@@ -45,6 +49,16 @@ pub fn load_mask(item: &Item, size: usize) -> Result<Vec<u8>> {
     let mask = decode_mask(path)?;
     let resized = resize::nearest(&mask.grey, (mask.width, mask.height), (size, size));
     Ok(resized.into_iter().map(|v| u8::from(v > 0)).collect())
+}
+
+/// A fingerprint of the bytes of a file: the first 64 bits of their BLAKE3 hash.
+///
+/// # Errors
+/// [`crate::Error::Io`] when it cannot be read.
+pub fn fingerprint(path: &Path) -> Result<u64> {
+    let bytes = std::fs::read(path).map_err(|e| crate::Error::io("read", path, &e))?;
+    let hash = blake3::hash(&bytes);
+    Ok(u64::from_le_bytes(*hash.as_bytes().first_chunk().expect("a hash has 32 bytes")))
 }
 
 #[cfg(test)]

@@ -1,15 +1,17 @@
 //! Pictures of anomaly maps: overlay = (1 - a) picture + a colour(t), t = (map - low) / (high - low), a = opacity t.
 //!
-//! The scale is the caller's, the same for every picture: below `low` (say, the median of good pictures) nothing is
-//! painted, from `high` (the threshold) on the colour is full. A scale taken from each picture's own extremes would
-//! paint something red on every good picture.
+//! The scale is the caller's, the same for every picture: below `low` (the threshold, where there is one) nothing is
+//! painted, from `high` on the colour is full. A scale taken from each picture's own extremes would paint something red
+//! on every good picture.
 
 mod figure;
 mod palette;
+mod regions;
 mod text;
 
 pub use figure::{Legend, figure, mask_panel};
 pub use palette::colour;
+pub use regions::{Region, regions};
 
 use crate::atomic::write_atomic;
 use crate::{Error, Result};
@@ -49,7 +51,7 @@ impl Scale {
         self.low
     }
 
-    /// Where the colour is full, and the contour runs.
+    /// Where the colour is full.
     pub fn high(self) -> f32 {
         self.high
     }
@@ -71,12 +73,19 @@ impl Scale {
     }
 }
 
-/// Lays the anomaly map `[h, w]`, resized to the picture, over the picture. `contour` also outlines, white inside and
-/// dark outside, the regions at or above [`Scale::high`].
+/// Lays the anomaly map `[h, w]`, resized to the picture, over the picture. With a `contour`, also outlines the regions at
+/// or above that map value, white inside and dark outside.
 ///
 /// Errors: [`Error::Shape`] if the map is not `h * w` long or anything is empty; [`Error::Data`] if it holds a NaN or
 /// an infinity, which no colour should hide.
-pub fn overlay(picture: &RgbImage, map: &[f32], h: usize, w: usize, scale: Scale, contour: bool) -> Result<RgbImage> {
+pub fn overlay(
+    picture: &RgbImage,
+    map: &[f32],
+    h: usize,
+    w: usize,
+    scale: Scale,
+    contour: Option<f32>,
+) -> Result<RgbImage> {
     let (width, height) = picture.dimensions();
     let map = resize(map, h, w, height as usize, width as usize)?;
     if let Some(bad) = map.iter().find(|value| !value.is_finite()) {
@@ -87,8 +96,8 @@ pub fn overlay(picture: &RgbImage, map: &[f32], h: usize, w: usize, scale: Scale
     for (pixel, &value) in out.pixels_mut().zip(&map) {
         *pixel = Scale::paint(*pixel, scale.position(value));
     }
-    if contour {
-        outline(&mut out, &map, scale.high);
+    if let Some(level) = contour {
+        outline(&mut out, &map, level);
     }
     Ok(out)
 }
@@ -201,7 +210,7 @@ mod tests {
     fn below_low_nothing_is_painted() {
         let picture = texture(40, 30);
         let map = ramp(30, 40);
-        let painted = overlay(&picture, &map, 30, 40, Scale::new(0.5, 0.75).unwrap(), false).unwrap();
+        let painted = overlay(&picture, &map, 30, 40, Scale::new(0.5, 0.75).unwrap(), None).unwrap();
         for (at, (before, after)) in picture.pixels().zip(painted.pixels()).enumerate() {
             if map[at] <= 0.5 {
                 assert_eq!(before, after);
@@ -214,16 +223,16 @@ mod tests {
                 }
             }
         }
-        let clear = overlay(&picture, &map, 30, 40, Scale::new(1.0, 2.0).unwrap(), true).unwrap();
+        let clear = overlay(&picture, &map, 30, 40, Scale::new(1.0, 2.0).unwrap(), Some(2.0)).unwrap();
         assert_eq!(clear, picture);
     }
 
     #[test]
-    fn the_contour_runs_along_high() {
+    fn the_contour_runs_along_its_level() {
         let (picture, map) = (texture(40, 30), ramp(30, 40));
         let scale = Scale::new(0.25, 0.5).unwrap();
-        let plain = overlay(&picture, &map, 30, 40, scale, false).unwrap();
-        let lined = overlay(&picture, &map, 30, 40, scale, true).unwrap();
+        let plain = overlay(&picture, &map, 30, 40, scale, None).unwrap();
+        let lined = overlay(&picture, &map, 30, 40, scale, Some(0.5)).unwrap();
         let border = map.iter().position(|&value| value >= 0.5).unwrap() as u32;
         for (x, y, pixel) in lined.enumerate_pixels() {
             let expected = match x {
@@ -234,7 +243,7 @@ mod tests {
             assert_eq!(*pixel, expected, "{x} {y}");
         }
         // Wider on a large picture, and still only along the border.
-        let large = overlay(&texture(900, 800), &map, 30, 40, scale, true).unwrap();
+        let large = overlay(&texture(900, 800), &map, 30, 40, scale, Some(0.5)).unwrap();
         let white = (0..900).filter(|&x| *large.get_pixel(x, 400) == WHITE).count();
         assert_eq!(white, 3);
     }
@@ -246,10 +255,10 @@ mod tests {
         }
         let scale = Scale::new(0.0, 1.0).unwrap();
         let mut map = ramp(3, 4);
-        assert!(matches!(overlay(&texture(8, 8), &map, 4, 4, scale, true), Err(Error::Shape { .. })));
-        assert!(matches!(overlay(&texture(0, 8), &map, 3, 4, scale, true), Err(Error::Shape { .. })));
+        assert!(matches!(overlay(&texture(8, 8), &map, 4, 4, scale, None), Err(Error::Shape { .. })));
+        assert!(matches!(overlay(&texture(0, 8), &map, 3, 4, scale, None), Err(Error::Shape { .. })));
         map[5] = f32::NAN;
-        assert!(matches!(overlay(&texture(8, 8), &map, 3, 4, scale, true), Err(Error::Data { .. })));
+        assert!(matches!(overlay(&texture(8, 8), &map, 3, 4, scale, None), Err(Error::Data { .. })));
     }
 
     #[test]
@@ -272,7 +281,7 @@ mod tests {
             // Halved twice: neighbours further apart than the largest number cannot be interpolated.
             let map: Vec<f32> = values[..h * w].iter().map(|value| value / 4.0).collect();
             let picture = texture(width, height);
-            let painted = overlay(&picture, &map, h, w, Scale::new(low, low + span).unwrap(), true).unwrap();
+            let painted = overlay(&picture, &map, h, w, Scale::new(low, low + span).unwrap(), Some(low)).unwrap();
             prop_assert_eq!(painted.dimensions(), picture.dimensions());
         }
     }

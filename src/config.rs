@@ -31,6 +31,9 @@ pub fn demo_counts() -> DemoCounts {
     DemoCounts::default()
 }
 
+/// Share of the training pictures that is held out for thresholds, unless the user says another.
+const HOLD_OUT: f64 = 0.1;
+
 /// The gate constant of the paper, which belongs to features of EfficientNet-B4.
 const B4_MSE_COEF: f64 = 0.05;
 
@@ -154,6 +157,19 @@ pub struct RecipeArgs {
     /// Seed of all that is drawn [default: 0]
     #[arg(long, env = "GRAD_SEED", value_name = "N")]
     pub seed: Option<u64>,
+    /// A run for each of these, then mean and spread: --seeds 1,2,3
+    #[arg(long, env = "GRAD_SEEDS", value_name = "N,…", value_delimiter = ',', conflicts_with = "seed")]
+    pub seeds: Option<Vec<u64>>,
+    /// A model for each class, and the same table
+    #[arg(long, env = "GRAD_SEPARATE", num_args = 0..=1, default_missing_value = "on", value_name = "on|off", value_parser = value::switch)]
+    #[serde(deserialize_with = "switch")]
+    pub separate: Option<bool>,
+    /// Share of each class held out of training, for thresholds [default: 0.1]
+    #[arg(long, env = "GRAD_HOLD_OUT", value_name = "X")]
+    pub hold_out: Option<f64>,
+    /// Measure on the test pictures every N epochs too [default: 0, never]
+    #[arg(long, env = "GRAD_EVAL_EVERY", value_name = "N")]
+    pub eval_every: Option<usize>,
     /// Its folder [default: runs/MODEL-1, -2, …]
     #[arg(long, env = "GRAD_OUT", value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -257,6 +273,16 @@ pub struct Config {
     pub schedule: Schedule,
     /// Seed of start values, order and jitter.
     pub seed: u64,
+    /// A run for each of these seeds; empty for the one of `seed`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub seeds: Vec<u64>,
+    /// Whether every class gets a model of its own.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub separate: bool,
+    /// Share of each class's training pictures that is held out for thresholds.
+    pub hold_out: f64,
+    /// Epochs from one measurement on the test pictures to the next; 0 for the one at the end alone.
+    pub eval_every: usize,
     /// Whether local coordinates are jittered.
     pub jitter: bool,
     /// Whether the local branch exists.
@@ -322,6 +348,10 @@ impl Config {
             clip: pick!(recipe.clip).unwrap_or(train.clip),
             schedule: pick!(recipe.schedule).unwrap_or(Schedule(train.schedule)),
             seed: pick!(recipe.seed).unwrap_or(train.seed),
+            seeds: pick!(recipe.seeds).unwrap_or_default(),
+            separate: pick!(recipe.separate).unwrap_or(false),
+            hold_out: pick!(recipe.hold_out).unwrap_or(HOLD_OUT),
+            eval_every: pick!(recipe.eval_every).unwrap_or(0),
             jitter: pick!(recipe.jitter).unwrap_or(train.jitter),
             local: pick!(recipe.local).unwrap_or(head.local),
             global: pick!(recipe.global).unwrap_or(head.global),
@@ -363,8 +393,15 @@ impl Config {
                 format!("use {below} or {}", below + 16),
             ));
         }
-        if i64::try_from(self.seed).is_err() {
-            let what = format!("seed is {}, more than a configuration file can hold", self.seed);
+        if let Some(seed) = self.seeds.iter().enumerate().find(|(i, s)| self.seeds[..*i].contains(s)).map(|(_, s)| s) {
+            return Err(Error::config(format!("seeds names {seed} twice"), "name each seed once"));
+        }
+        if !(0.0..1.0).contains(&self.hold_out) {
+            let help = "use a number from 0, for none, to below 1, for example 0.1";
+            return Err(Error::config(format!("hold_out is {}", self.hold_out), help));
+        }
+        if let Some(seed) = self.seeds.iter().chain([&self.seed]).find(|seed| i64::try_from(**seed).is_err()) {
+            let what = format!("seed is {seed}, more than a configuration file can hold");
             return Err(Error::config(what, format!("use a number up to {}", i64::MAX)));
         }
         if self.backbone == BackboneKind::B4 && self.backbone_weights.is_none() {

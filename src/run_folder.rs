@@ -7,6 +7,7 @@
 //! | `checkpoint.safetensors` | what it takes to go on to the bit |
 //! | `model.safetensors` | the model, written at the end |
 //! | `metrics.json` | what it is worth on the test pictures, if there are any |
+//! | `oracle.json`, `oracle.safetensors` | the best epoch on the test pictures, if several were measured |
 //! | `.lock` | held while a process works in the folder |
 
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -18,6 +19,8 @@ use crate::error::{Error, Result};
 use crate::train::EpochRecord;
 
 const LOCK: &str = ".lock";
+
+const RESUME: &str = "give the folder of a run that was interrupted or finished: --resume runs/NAME";
 
 /// Where runs go unless the user names a folder.
 pub const RUNS: &str = "runs";
@@ -52,7 +55,8 @@ impl RunFolder {
     fn take(path: &Path) -> Result<Option<Self>> {
         let refused = |e: std::io::Error| Error::io("create", path, &e);
         let there = path.exists();
-        if there && fs::read_dir(path).map_err(refused)?.next().is_some() {
+        // A lock alone is what a process leaves that was killed before it began.
+        if there && fs::read_dir(path).map_err(refused)?.any(|e| e.map_or(true, |e| e.file_name() != LOCK)) {
             return Ok(None);
         }
         fs::create_dir_all(path).map_err(refused)?;
@@ -67,17 +71,34 @@ impl RunFolder {
     /// # Errors
     /// [`Error::Config`] when there is nothing to go on from, or another process is at work in it.
     pub fn resume(path: &Path) -> Result<Self> {
-        let help = "give the folder of a run that was interrupted or finished: --resume runs/NAME";
-        if !path.is_dir() {
-            return Err(Error::config(format!("{}: no such folder", path.display()), help));
+        let run = Self::reopen(path)?;
+        if run.checkpoint().is_file() {
+            return Ok(run);
         }
-        let run = |lock| RunFolder { path: path.into(), _lock: lock, fresh: false };
-        let needed = ["config.toml", "checkpoint.safetensors"];
-        if let Some(missing) = needed.into_iter().find(|name| !path.join(name).is_file()) {
-            let what = format!("{}: cannot be resumed, it has no {missing}", path.display());
-            return Err(Error::config(what, help));
-        }
-        Ok(run(lock(path)?))
+        Err(Error::config(format!("{}: cannot be resumed, it has no checkpoint.safetensors", path.display()), RESUME))
+    }
+
+    /// Opens the folder of a run that has a configuration, whatever came of it.
+    ///
+    /// # Errors
+    /// As [`Self::resume`].
+    pub fn reopen(path: &Path) -> Result<Self> {
+        Self::config_of(path)?;
+        Ok(RunFolder { path: path.into(), _lock: lock(path)?, fresh: false })
+    }
+
+    /// The configuration of the run in a folder.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the folder holds no run.
+    pub fn config_of(path: &Path) -> Result<PathBuf> {
+        let config = path.join("config.toml");
+        let what = match (path.is_dir(), config.is_file()) {
+            (true, true) => return Ok(config),
+            (true, false) => "cannot be resumed, it has no config.toml",
+            (false, _) => "no such folder",
+        };
+        Err(Error::config(format!("{}: {what}", path.display()), RESUME))
     }
 
     /// The folder.
@@ -103,6 +124,16 @@ impl RunFolder {
     /// `metrics.json`.
     pub fn metrics(&self) -> PathBuf {
         self.path.join("metrics.json")
+    }
+
+    /// `oracle.json`.
+    pub fn oracle_json(&self) -> PathBuf {
+        self.path.join("oracle.json")
+    }
+
+    /// `oracle.safetensors`.
+    pub fn oracle_model(&self) -> PathBuf {
+        self.path.join("oracle.safetensors")
     }
 
     /// `train.jsonl`.

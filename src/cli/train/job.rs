@@ -1,0 +1,331 @@
+//! One run: pictures -> features -> gate constant -> training -> thresholds -> model -> evaluation, all into one folder.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rayon::prelude::*;
+
+use super::super::pictures::{Cached, Pictures, Selection};
+use super::super::ui::{Bar, Ui, count, size};
+use super::super::{interrupt, thresholds};
+use super::oracle::{Best, Oracle};
+use crate::atomic::write_atomic;
+use crate::backbone::Backbone;
+use crate::calibrate::{Calibration, DEFAULT_TARGET, GoodScore};
+use crate::checkpoint::{FORMAT, ModelInfo, load_checkpoint, save_checkpoint, save_model};
+use crate::config::{Config, MseCoef};
+use crate::data::{Item, Split, fingerprint, hold_out};
+use crate::detector::{Detector, open_backbone};
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::evaluate::evaluate;
+use crate::golden;
+use crate::metrics::Metrics;
+use crate::run_folder::RunFolder;
+use crate::score::Protocol;
+use crate::train::{EpochRecord, FeatureSource, Kept, Trainer};
+
+/// At most this much work is lost when the process is killed.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
+
+/// A run to be trained.
+pub struct Job<'a> {
+    pub ui: &'a Ui,
+    pub config: &'a Config,
+    pub device: &'a Device,
+    pub run: RunFolder,
+    /// Whether it goes on from its checkpoint.
+    pub resumed: bool,
+    /// What `--resume` needs to go on with it, or with the whole that it is part of.
+    pub resume: PathBuf,
+}
+
+/// A run that was trained.
+pub struct Trained {
+    pub run: PathBuf,
+    pub model: PathBuf,
+    pub epochs: usize,
+    /// Of the last epoch.
+    pub loss: Option<f64>,
+    pub took: Duration,
+    /// `None` without test pictures.
+    pub metrics: Option<Metrics>,
+    /// The best epoch, if several were measured.
+    pub oracle: Option<Best>,
+}
+
+impl Job<'_> {
+    /// Trains until every epoch is done, or goes on until then.
+    ///
+    /// # Errors
+    /// What pictures, weights, the device and the disk refuse; [`Error::Interrupted`] when the user asks to stop.
+    pub fn train(mut self) -> Result<Trained> {
+        let (ui, config, started) = (self.ui, self.config, Instant::now());
+        let by_default = config.model_is_default && !self.resumed;
+        let why = if by_default { ": the default, the smallest of the three" } else { "" };
+        ui.note("model", format_args!("{}{why}", config.model.name()));
+        let mut pictures = Pictures::open(ui, config)?;
+        self.hold_out(&mut pictures);
+        let backbone = open_backbone(config.backbone, config.backbone_weights.as_deref())?.to(self.device)?;
+        let backbone = Arc::new(backbone);
+        let cached = pictures.features(ui, config, &backbone, None)?;
+        if interrupt::requested() {
+            let kept = format!("before training began; features are kept in {}", config.cache);
+            return Err(Error::Interrupted(kept));
+        }
+        let train = cached.select(Split::Train);
+        let (mut info, trainer) = match self.resumed {
+            true => self.reopen(&backbone, &pictures, train.len())?,
+            false => self.begin(&backbone, &pictures, &cached, &train)?,
+        };
+        let mut trainer = trainer.to(self.device)?;
+        self.say_kept(trainer.keep_features(&train)?);
+        ui.note("run", format_args!("{}, {}", self.run.path().display(), count(config.epochs, "epoch")));
+        self.run.start(&config.to_toml())?;
+        let mut oracle = Oracle::open(&self.run, trainer.progress.epoch)?;
+        let measure = |info: &ModelInfo, trainer: &Trainer| {
+            // Parameters are shared, not copied; they are let go before the next step.
+            let (head, params) = (trainer.head.clone(), trainer.params.clone());
+            let detector = Detector { info: info.clone(), head, params, backbone: backbone.clone() };
+            let metrics = self.measure(&detector, &pictures, &cached)?;
+            metrics.map_or(Ok(()), |metrics| oracle.add(&self.run, info.record.len(), &detector, &metrics))
+        };
+        self.epochs(&mut info, &mut trainer, &train, measure)?;
+
+        let Trainer { head, params, .. } = trainer;
+        let mut detector = Detector { info, head, params, backbone };
+        detector.info.score_scale = detector.measure_scale(&train)?;
+        detector.info.calibration = self.calibrate(&detector, &pictures, &cached)?;
+        detector.info.golden = golden::of_items(&detector, &pictures.dataset, &golden_items(&train))?;
+        save_model(&self.run.model(), &detector.info, &detector.params)?;
+        let metrics = self.measure(&detector, &pictures, &cached)?;
+        match &metrics {
+            None => ui.warn("there are no test pictures, so nothing was measured"),
+            Some(metrics) => {
+                let text = serde_json::to_string_pretty(metrics).expect("metrics are plain data") + "\n";
+                write_atomic(self.run.metrics(), |file| file.write_all(text.as_bytes()))?;
+                if config.eval_every > 0 {
+                    oracle.add(&self.run, detector.info.record.len(), &detector, metrics)?;
+                }
+            }
+        }
+        let took = started.elapsed();
+        ui.note("done", format_args!("{:.0} s, {}", took.as_secs_f64(), self.run.model().display()));
+        let record = &detector.info.record;
+        Ok(Trained {
+            run: self.run.path().into(),
+            model: self.run.model(),
+            epochs: record.len(),
+            loss: record.last().map(|epoch| epoch.loss),
+            took,
+            metrics,
+            oracle: oracle.best.filter(|_| config.eval_every > 0),
+        })
+    }
+
+    /// Takes pictures out of training for thresholds, and says so.
+    fn hold_out(&self, pictures: &mut Pictures) {
+        hold_out(&mut pictures.dataset, self.config.hold_out);
+        let held_out = pictures.dataset.items.iter().filter(|item| item.split == Split::Validation).count();
+        let what = match held_out {
+            0 => "none: the model will have no threshold until `grad calibrate` is given good pictures".into(),
+            n => format!("{} of good parts, for thresholds", count(n, "picture")),
+        };
+        self.ui.note("held out", what);
+    }
+
+    /// Thresholds from the pictures that were held out; `None` if there are none.
+    fn calibrate(&self, detector: &Detector, pictures: &Pictures, cached: &Cached) -> Result<Option<Calibration>> {
+        let held_out = cached.select(Split::Validation);
+        if held_out.is_empty() {
+            return Ok(None);
+        }
+        let mut scores: BTreeMap<String, Vec<GoodScore>> = BTreeMap::new();
+        for (item, score) in held_out.items().iter().zip(detector.good_scores(&held_out)?) {
+            scores.entry(pictures.dataset.class_of(item).to_owned()).or_default().push(score);
+        }
+        let calibration = Calibration::new(DEFAULT_TARGET, &scores)?;
+        self.ui.note("threshold", thresholds::promise(&calibration));
+        Ok(Some(calibration))
+    }
+
+    /// Where the features are while a device trains.
+    fn say_kept(&self, kept: Kept) {
+        match kept {
+            Kept::OnHost => {}
+            Kept::OnDevice(bytes) => self.ui.note("device", format_args!("keeps all features, {}", size(bytes))),
+            Kept::Streamed(bytes) => {
+                let what = format_args!("has no room for all features, {}: they are streamed", size(bytes));
+                self.ui.note("device", what);
+            }
+        }
+    }
+
+    /// A fresh trainer, its gate fitted to the training features.
+    fn begin(
+        &self,
+        backbone: &Backbone,
+        pictures: &Pictures,
+        cached: &Cached,
+        train: &Selection,
+    ) -> Result<(ModelInfo, Trainer)> {
+        let config = self.config;
+        let mse_coef = match config.mse_coef {
+            MseCoef::Value(k) => k,
+            MseCoef::Auto => {
+                let energy = cached.features.mean_square(&train.of);
+                let k = 0.5 / energy;
+                if !(k.is_finite() && k > 0.0) {
+                    return Err(Error::data(
+                        &pictures.dataset.root,
+                        format!("the features of the training pictures have a mean energy of {energy}"),
+                        "the gate cannot be fitted to them: give --mse-coef, or other pictures",
+                    ));
+                }
+                self.ui.note("gate", format_args!("mse_coef {k:.4} = 0.5 / {energy:.4}, the features' mean energy"));
+                k
+            }
+        };
+        let head = config.head(cached.features.shape(), mse_coef);
+        let info = ModelInfo {
+            format: FORMAT,
+            version: env!("CARGO_PKG_VERSION").into(),
+            head: head.clone(),
+            backbone: config.backbone.name().into(),
+            backbone_digest: backbone.digest().to_string(),
+            image_size: config.image_size,
+            classes: pictures.dataset.classes.clone(),
+            protocol: Protocol::official(),
+            score_scale: None,
+            train: config.train(),
+            record: vec![],
+            images: train.len(),
+            data: vec![pictures.origin.clone()],
+            hold_out: config.hold_out,
+            trained_on: fingerprints(train)?,
+            calibration: None,
+            golden: vec![],
+        };
+        Ok((info, Trainer::new(head, config.train())?))
+    }
+
+    /// The trainer of the checkpoint, if it belongs to these pictures and this backbone.
+    fn reopen(&self, backbone: &Backbone, pictures: &Pictures, images: usize) -> Result<(ModelInfo, Trainer)> {
+        let path = self.run.checkpoint();
+        let (mut info, mut trainer) = load_checkpoint(&path)?;
+        if info.backbone_digest != backbone.digest().to_string() {
+            let help = "resume with the --backbone-weights that the run began with";
+            return Err(Error::model(path, "it was trained on features of other backbone weights", help));
+        }
+        let classes = &pictures.dataset.classes;
+        if (classes, images) != (&info.classes, info.images) {
+            let what = format!(
+                "{} ({}) are not what the run was trained on: {} ({})",
+                count(images, "training picture"),
+                classes.join(", "),
+                info.images,
+                info.classes.join(", ")
+            );
+            return Err(Error::data(&pictures.dataset.root, what, "bring the pictures back, or start another run"));
+        }
+        let done = trainer.progress.epoch + usize::from(trainer.progress.step > 0);
+        if done > self.config.epochs {
+            return Err(Error::config(
+                format!("epochs is {}, and epoch {done} has begun already", self.config.epochs),
+                "ask for at least as many epochs, or start another run",
+            ));
+        }
+        trainer.config.epochs = self.config.epochs;
+        trainer.config.precision = self.config.train().precision;
+        info.train = trainer.config.clone();
+        info.version = env!("CARGO_PKG_VERSION").into();
+        match trainer.finished() {
+            true => self.ui.note("resume", "every epoch is trained already"),
+            false => self.ui.note(
+                "resume",
+                format_args!("at epoch {}, step {}", trainer.progress.epoch + 1, trainer.progress.step + 1),
+            ),
+        }
+        Ok((info, trainer))
+    }
+
+    /// Trains until every epoch is done or the user asks to stop; `measure` is called every so many epochs, if that was
+    /// asked for, but not after the last.
+    fn epochs(
+        &self,
+        info: &mut ModelInfo,
+        trainer: &mut Trainer,
+        train: &dyn FeatureSource,
+        mut measure: impl FnMut(&ModelInfo, &Trainer) -> Result<()>,
+    ) -> Result<()> {
+        let checkpoint = self.run.checkpoint();
+        // Before the first step, so that there is always one to go on from.
+        save_checkpoint(&checkpoint, info, trainer)?;
+        let mut log = self.run.epoch_log(trainer.progress.epoch)?;
+        let mut saved = Instant::now();
+        let steps = trainer.steps_per_epoch(train.len());
+        let bar = self.ui.bar("train", steps * trainer.config.epochs);
+        bar.at(steps * trainer.progress.epoch + trainer.progress.step);
+        while !trainer.finished() {
+            let report = trainer.step(train)?;
+            bar.advance(1);
+            if let Some(record) = report.epoch {
+                log.push(&record)?;
+                self.say_epoch(&bar, &record);
+                info.record.push(record.summary);
+                let due = self.config.eval_every > 0 && info.record.len() % self.config.eval_every == 0;
+                if due && !trainer.finished() {
+                    measure(info, trainer)?;
+                }
+            }
+            let stop = interrupt::requested();
+            if stop || trainer.finished() || saved.elapsed() >= CHECKPOINT_EVERY {
+                save_checkpoint(&checkpoint, info, trainer)?;
+                saved = Instant::now();
+            }
+            if stop && !trainer.finished() {
+                let at = format!("in epoch {}; everything is saved", trainer.progress.epoch + 1);
+                let resume = format!("grad train --resume {}", self.resume.display());
+                return Err(Error::Interrupted(format!("{at}\n  go on with: {resume}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn say_epoch(&self, bar: &Bar, record: &EpochRecord) {
+        let EpochRecord { summary, seconds, images_per_second } = record;
+        if !bar.is_hidden() {
+            return bar.message(format!("loss {:.5}", summary.loss));
+        }
+        let of = format!("{}/{}", summary.epoch, self.config.epochs);
+        let speed = format!("{seconds:.1} s, {images_per_second:.1} pictures/s");
+        self.ui.note("epoch", format_args!("{of:<7} loss {:.5}  {speed}", summary.loss));
+    }
+
+    /// Metrics on the test pictures; `None` when there are none.
+    fn measure(&self, detector: &Detector, pictures: &Pictures, cached: &Cached) -> Result<Option<Metrics>> {
+        let test = cached.select(Split::Test);
+        if test.is_empty() {
+            return Ok(None);
+        }
+        let bar = self.ui.bar("evaluate", test.len());
+        evaluate(detector, &pictures.dataset, &test.items(), &test, &|n| bar.advance(n)).map(Some)
+    }
+}
+
+/// Of the training pictures, ascending.
+fn fingerprints(train: &Selection) -> Result<Vec<u64>> {
+    let mut all = train.items().par_iter().map(|item| fingerprint(&item.path)).collect::<Result<Vec<_>>>()?;
+    all.sort_unstable();
+    Ok(all)
+}
+
+/// A few training pictures, evenly spread.
+fn golden_items<'a>(train: &'a Selection) -> Vec<&'a Item> {
+    let items = train.items();
+    let count = golden::COUNT.min(items.len());
+    (0..count).map(|i| items[i * items.len() / count]).collect()
+}

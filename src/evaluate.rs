@@ -1,10 +1,11 @@
 //! Evaluation: every test picture scored, class by class, and measured against its mask.
 //!
-//! A class is scored, measured and forgotten before the next: memory holds the scores of one class, 4 bytes a pixel.
+//! A class is scored, measured and forgotten before the next: memory holds the scores of one class, 4 bytes a pixel, and
+//! beyond a budget not even those.
 
 use std::collections::BTreeMap;
 
-use crate::data::{Dataset, Item, load_mask};
+use crate::data::{Dataset, Item, load_mask_by};
 use crate::detector::Detector;
 use crate::error::Result;
 use crate::metrics::{ClassScores, Metrics};
@@ -17,7 +18,8 @@ const CHUNK: usize = 32;
 /// how many more pictures are done.
 ///
 /// # Errors
-/// [`crate::Error::Data`] when a mask cannot be read, and what scoring refuses.
+/// [`crate::Error::Data`] when a mask cannot be read, what scoring refuses, and [`crate::Error::Io`] when scores beyond
+/// the memory budget cannot be written to a temporary file.
 pub fn evaluate(
     detector: &Detector,
     dataset: &Dataset,
@@ -25,7 +27,8 @@ pub fn evaluate(
     features: &dyn FeatureSource,
     progress: &dyn Fn(usize),
 ) -> Result<Metrics> {
-    let size = detector.info.image_size;
+    let protocol = &detector.info.protocol;
+    let size = protocol.side(detector.info.image_size);
     let mut classes = BTreeMap::new();
     for (class, name) in dataset.classes.iter().enumerate() {
         let of_class: Vec<usize> = (0..items.len()).filter(|&i| items[i].class == class).collect();
@@ -36,12 +39,12 @@ pub fn evaluate(
                 let item = items[i];
                 // A defect whose place nobody marked says nothing about pixels.
                 let known = item.mask.is_some() || item.label.is_good();
-                let mask = known.then(|| load_mask(item, size)).transpose()?;
+                let mask = known.then(|| load_mask_by(item, size, protocol.mask)).transpose()?;
                 scores.push(scored, mask.as_deref(), !item.label.is_good())?;
             }
             progress(chunk.len());
         }
-        classes.insert(name.clone(), scores.finish());
+        classes.insert(name.clone(), scores.finish()?);
     }
-    Ok(Metrics::new(&detector.info.protocol, classes))
+    Ok(Metrics::new(protocol, classes))
 }

@@ -10,6 +10,7 @@ use crate::data::Split;
 use crate::detector::Detector;
 use crate::error::{Error, Result};
 use crate::evaluate::evaluate;
+use crate::score::Protocol;
 use crate::train::FeatureSource;
 
 const MORE: &str = "\
@@ -17,15 +18,22 @@ Without --data, on the pictures that came with those it was trained on.
 
 Examples:
   grad eval runs/parts
-  grad eval runs/parts/model.safetensors --data other_parts --json";
+  grad eval runs/parts/model.safetensors --data other_parts --json
+  grad eval runs/parts --protocol dinomaly   score as that publication does";
 
-/// Measure a model on test pictures: AUROC, AP and F1 per class
+/// Measure a model on test pictures: AUROC, AP, F1, recall and AUPRO per class
 #[derive(clap::Args)]
 #[command(after_help = MORE)]
 pub struct EvalArgs {
     /// A run's folder, or its model.safetensors
     #[arg(value_name = "MODEL")]
     model: PathBuf,
+    /// Score as this publication does, for this measurement only [default: the model's own]
+    #[arg(long, value_name = "NAME", value_parser = Protocol::NAMES)]
+    protocol: Option<String>,
+    /// Also print 95 % intervals of the picture figures
+    #[arg(long)]
+    intervals: bool,
     #[command(flatten)]
     source: SourceArgs,
     #[command(flatten)]
@@ -38,11 +46,14 @@ pub struct EvalArgs {
 }
 
 pub fn run(args: EvalArgs) -> Result<()> {
-    let EvalArgs { model, source, machine, backbone_weights, output } = args;
+    let EvalArgs { model, protocol, intervals, source, machine, backbone_weights, output } = args;
     let ui = Ui::new(output);
     let extractor = ExtractorArgs { backbone_weights, ..Default::default() };
     let mut config = Config::settle(Settings { machine, source, extractor, ..Default::default() })?;
-    let detector = Detector::load(&model, config.backbone_weights.as_deref())?;
+    let mut detector = Detector::load(&model, config.backbone_weights.as_deref())?;
+    if let Some(protocol) = protocol.as_deref().and_then(Protocol::named) {
+        detector.info.protocol = protocol;
+    }
     machine::on_device(&ui, &config.clone(), Some(detector.info.train.precision), |device| {
         let detector = detector.to(device)?;
         let info = &detector.info;
@@ -64,6 +75,10 @@ pub fn run(args: EvalArgs) -> Result<()> {
             let bar = ui.bar("evaluate", test.len());
             evaluate(&detector, &pictures.dataset, &test.items(), &test, &|n| bar.advance(n))?
         };
-        ui.result(&metrics, metrics.table())
+        let table = metrics.table();
+        match intervals {
+            false => ui.result(&metrics, table),
+            true => ui.result(&metrics, table + "\n" + &metrics.intervals_table()),
+        }
     })
 }

@@ -10,11 +10,13 @@ pub mod decode;
 pub mod demo;
 mod hold_out;
 pub mod layout;
+pub mod mask;
 pub mod resize;
 
 pub use decode::{Mask, Picture, decode_bytes, decode_file, decode_mask};
 pub use hold_out::hold_out;
 pub use layout::{Dataset, Item, Label, Split};
+pub use mask::MaskRule;
 
 use std::path::Path;
 
@@ -43,12 +45,18 @@ pub fn preprocess(picture: &Picture, size: usize, mean: [f32; 3], std: [f32; 3])
 /// # Errors
 /// As [`decode_mask`].
 pub fn load_mask(item: &Item, size: usize) -> Result<Vec<u8>> {
+    load_mask_by(item, size, MaskRule::Nearest)
+}
+
+/// As [`load_mask`], brought to `[size, size]` by another rule.
+///
+/// # Errors
+/// As [`decode_mask`].
+pub fn load_mask_by(item: &Item, size: usize, rule: MaskRule) -> Result<Vec<u8>> {
     let Some(path) = &item.mask else {
         return Ok(vec![u8::from(!item.label.is_good()); size * size]);
     };
-    let mask = decode_mask(path)?;
-    let resized = resize::nearest(&mask.grey, (mask.width, mask.height), (size, size));
-    Ok(resized.into_iter().map(|v| u8::from(v > 0)).collect())
+    Ok(rule.apply(&decode_mask(path)?, size))
 }
 
 /// A fingerprint of the bytes of a file: the first 64 bits of their BLAKE3 hash.

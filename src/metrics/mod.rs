@@ -1,91 +1,31 @@
-//! What a model is worth: AUROC, AP and best F1 per class, for pictures and for pixels, and their unweighted means.
+//! What a model is worth: AUROC, AP, best F1, recall and AUPRO per class, for pictures and for pixels, and their
+//! unweighted means.
 //!
-//! Raw scores in, nothing scaled, clamped or flipped on the way. [`Samples`] -> [`Ranking`] is one sort that every
-//! figure shares; [`ClassScores`] collects one class, [`Metrics`] is what `metrics.json` holds and the table prints.
+//! ```text
+//! map, mask -> Samples -> Ranking: one sort per class -> Figures: one walk -> ClassMetrics -> Metrics -> table, JSON
+//! ```
+//! Raw scores in, nothing scaled, clamped or flipped on the way. [`ClassScores`] collects one class, [`Metrics`] is what
+//! `metrics.json` holds and the table prints; [`Spread`] is about several runs that differ in their seed.
 
+mod bootstrap;
+mod class;
+mod pile;
 mod radix;
 mod ranking;
+mod regions;
+mod samples;
+mod spread;
+mod table;
 
-pub use ranking::{F1Max, Ranking, Samples, Step, auroc};
+pub use class::{ClassMetrics, ClassScores, FALSE_REJECT_RATE, Intervals, Measured};
+pub use ranking::{F1Max, FPR_LIMIT, Figures, Ranking, auroc};
+pub use samples::Samples;
+pub use spread::{ClassSpread, Spread};
 
-use crate::Result;
-use crate::score::{Protocol, Scored};
+use crate::score::Protocol;
+use class::Figure;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-
-/// Scores of one class, collected picture by picture in any order. Keeps 4 bytes per pixel.
-#[derive(Debug, Clone, Default)]
-pub struct ClassScores {
-    image: Samples,
-    pixel: Samples,
-    vanished: usize,
-    unmasked: usize,
-}
-
-impl ClassScores {
-    /// Adds one picture: its score, its mask at the size of the map (0 good, else defective), its manifest label.
-    ///
-    /// With a mask, the picture counts as defective if the mask has a pixel, as the protocol says: a defect that
-    /// vanished when the mask was made smaller counts as good, and is reported. Without a mask the manifest decides;
-    /// a defective picture then tells nothing about pixels and is left out of the pixel figures, and reported.
-    ///
-    /// Errors, with nothing added: the mask is not as long as the map; a score is NaN or infinite.
-    pub fn push(&mut self, scored: &Scored, mask: Option<&[u8]>, defective: bool) -> Result<()> {
-        let seen = mask.map_or(defective, |mask| mask.iter().any(|&pixel| pixel != 0));
-        let mut image = Samples::default();
-        image.push_all(&[scored.image_score], seen)?;
-        match mask {
-            Some(mask) => self.pixel.push(&scored.map, mask)?,
-            None if !defective => self.pixel.push_all(&scored.map, false)?,
-            None => self.unmasked += 1,
-        }
-        self.image.append(image);
-        self.vanished += usize::from(seen != defective);
-        Ok(())
-    }
-
-    /// Sorts and measures.
-    pub fn finish(self) -> ClassMetrics {
-        let (image, pixel) = rayon::join(|| self.image.rank(), || self.pixel.rank());
-        ClassMetrics {
-            good: image.negatives(),
-            defective: image.positives(),
-            image_auroc: image.auroc(),
-            image_ap: image.average_precision(),
-            image_f1_max: image.f1_max().map(|best| best.value),
-            pixel_auroc: pixel.auroc(),
-            pixel_ap: pixel.average_precision(),
-            pixel_f1_max: pixel.f1_max().map(|best| best.value),
-            vanished: self.vanished,
-            unmasked: self.unmasked,
-        }
-    }
-}
-
-/// Figures of one class, as fractions; `None` where good and defective do not both occur.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ClassMetrics {
-    /// Area under the ROC of picture scores.
-    pub image_auroc: Option<f64>,
-    /// Area under the ROC of all pixels of all pictures.
-    pub pixel_auroc: Option<f64>,
-    /// Average precision of picture scores.
-    pub image_ap: Option<f64>,
-    /// Average precision of pixels.
-    pub pixel_ap: Option<f64>,
-    /// Best F1 of pictures over all thresholds: chosen on these labels, an oracle.
-    pub image_f1_max: Option<f64>,
-    /// Best F1 of pixels over all thresholds: chosen on these labels, an oracle.
-    pub pixel_f1_max: Option<f64>,
-    /// Pictures counted as good.
-    pub good: usize,
-    /// Pictures counted as defective.
-    pub defective: usize,
-    /// Pictures whose resized mask contradicts their manifest label; the mask decided.
-    pub vanished: usize,
-    /// Defective pictures without a mask, left out of the pixel figures.
-    pub unmasked: usize,
-}
 
 /// Everything `metrics.json` says about one evaluation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -98,110 +38,39 @@ pub struct Metrics {
     pub classes: BTreeMap<String, ClassMetrics>,
     /// Unweighted mean of each figure over the classes where it is defined; the counts are totals.
     pub mean: ClassMetrics,
+    /// How the intervals were made, in words.
+    #[serde(default)]
+    pub interval_method: String,
     /// What a reader must know before trusting the numbers, one sentence each.
     pub warnings: Vec<String>,
 }
 
 impl Metrics {
-    /// Puts the classes together.
-    pub fn new(protocol: &Protocol, classes: BTreeMap<String, ClassMetrics>) -> Self {
-        let mean = |figure: Figure| mean(classes.values().filter_map(figure));
+    /// Puts the classes together and draws the intervals.
+    pub fn new(protocol: &Protocol, measured: BTreeMap<String, Measured>) -> Self {
+        let rankings = measured.iter().map(|(name, class)| (&name[..], &class.image));
+        let (of_classes, of_mean) = bootstrap::intervals(rankings);
+        let with_intervals = measured.into_iter().zip(of_classes);
+        let classes: BTreeMap<_, _> = with_intervals
+            .map(|((name, class), intervals)| (name, ClassMetrics { intervals, ..class.metrics }))
+            .collect();
         let total = |count: fn(&ClassMetrics) -> usize| classes.values().map(count).sum();
         let mean = ClassMetrics {
-            image_auroc: mean(|c| c.image_auroc),
-            pixel_auroc: mean(|c| c.pixel_auroc),
-            image_ap: mean(|c| c.image_ap),
-            pixel_ap: mean(|c| c.pixel_ap),
-            image_f1_max: mean(|c| c.image_f1_max),
-            pixel_f1_max: mean(|c| c.pixel_f1_max),
             good: total(|c| c.good),
             defective: total(|c| c.defective),
             vanished: total(|c| c.vanished),
             unmasked: total(|c| c.unmasked),
+            intervals: of_mean,
+            ..ClassMetrics::combine(|figure: Figure| mean(classes.values().filter_map(figure)))
         };
-        let warnings = classes.iter().flat_map(|(name, class)| class.warnings(name)).collect();
-        Self { protocol: protocol.name.clone(), convention: protocol.describe(), classes, mean, warnings }
-    }
-
-    /// The figures in per cent as an aligned text table: one line per class, the mean, the worst class of each
-    /// column; below it the warnings and what the columns mean.
-    pub fn table(&self) -> String {
-        let (mean, worst) = ("mean", "worst");
-        let name_width = self.classes.keys().map(|name| name.chars().count()).max().unwrap_or(0).max(worst.len());
-        let mut table = String::new();
-        let mut line = |text: String| {
-            table.push_str(text.trim_end());
-            table.push('\n');
-        };
-        let cells = |cells: [String; 6]| cells.map(|cell| format!("{cell:>7}")).concat();
-        let figures = |of: &dyn Fn(Figure) -> Option<f64>| {
-            cells(FIGURES.map(|(_, figure)| of(figure).map_or("-".into(), |x| format!("{:.2}", 100.0 * x))))
-        };
-        let rule = "-".repeat(name_width + 17 + 6 * 7);
-
-        line(format!("{:name_width$}  {:>4}  {:>9}  {:^19}  {:^19}", "", "", "", "image %", "pixel %"));
-        let heads = cells(FIGURES.map(|(head, _)| head.into()));
-        line(format!("{:name_width$}  {:>4}  {:>9}{heads}", "class", "good", "defective"));
-        line(rule.clone());
-        for (name, class) in &self.classes {
-            let row = figures(&|figure| figure(class));
-            line(format!("{name:name_width$}  {:>4}  {:>9}{row}", class.good, class.defective));
+        Self {
+            protocol: protocol.name.clone(),
+            convention: protocol.describe(),
+            warnings: classes.iter().flat_map(|(name, class)| class.warnings(name)).collect(),
+            interval_method: bootstrap::method(),
+            classes,
+            mean,
         }
-        line(rule);
-        let row = figures(&|figure| figure(&self.mean));
-        line(format!("{mean:name_width$}  {:>4}  {:>9}{row}", self.mean.good, self.mean.defective));
-        let row = figures(&|figure| self.classes.values().filter_map(figure).reduce(f64::min));
-        line(format!("{worst:name_width$}  {:>4}  {:>9}{row}", "", ""));
-        line(format!("protocol {}", self.convention));
-        line("F1max: at the threshold that is best for these very labels, an oracle; worst: of each column".into());
-        self.warnings.iter().for_each(|warning| line(format!("warning: {warning}")));
-        table
-    }
-}
-
-/// One figure of a class.
-type Figure = fn(&ClassMetrics) -> Option<f64>;
-
-/// The columns of the table.
-const FIGURES: [(&str, Figure); 6] = [
-    ("AUROC", |c| c.image_auroc),
-    ("AP", |c| c.image_ap),
-    ("F1max", |c| c.image_f1_max),
-    ("AUROC", |c| c.pixel_auroc),
-    ("AP", |c| c.pixel_ap),
-    ("F1max", |c| c.pixel_f1_max),
-];
-
-impl ClassMetrics {
-    fn warnings(&self, class: &str) -> Vec<String> {
-        let mut warnings = Vec::new();
-        for (what, auroc) in [("image", self.image_auroc), ("pixel", self.pixel_auroc)] {
-            match auroc {
-                Some(auroc) if auroc < 0.5 => warnings.push(format!(
-                    "{class}: {what} AUROC is {auroc:.4}, below 0.5: scores may be inverted; it is reported as it is"
-                )),
-                Some(_) => {}
-                None => {
-                    let missing = match (self.good, self.defective) {
-                        (0, 0) => "no picture was scored",
-                        (_, 0) => "there is no defective picture",
-                        (0, _) if what == "image" => "there is no good picture",
-                        _ if self.unmasked == self.defective => "no defective picture has a mask",
-                        _ => "every pixel has the same label",
-                    };
-                    warnings.push(format!("{class}: {what} AUROC is undefined: {missing}"));
-                }
-            }
-        }
-        if self.vanished > 0 {
-            let n = self.vanished;
-            warnings.push(format!("{class}: {n} picture(s) counted by their resized mask, against their label"));
-        }
-        if self.unmasked > 0 {
-            let n = self.unmasked;
-            warnings.push(format!("{class}: {n} defective picture(s) without a mask are not in the pixel figures"));
-        }
-        warnings
     }
 }
 
@@ -213,6 +82,7 @@ fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::score::Scored;
 
     /// A picture whose map holds `map` and whose score is its largest value.
     fn scored(map: &[f32]) -> Scored {
@@ -228,11 +98,13 @@ mod tests {
         for &(map, mask, defective) in pictures {
             scores.push(&scored(map), mask, defective).unwrap();
         }
-        scores.finish()
+        scores.finish().unwrap().metrics
     }
 
     fn metrics(classes: &[(&str, ClassMetrics)]) -> Metrics {
-        let classes = classes.iter().map(|(name, class)| (name.to_string(), class.clone())).collect();
+        let measured =
+            |metrics: &ClassMetrics| Measured { metrics: metrics.clone(), image: Samples::default().rank().unwrap() };
+        let classes = classes.iter().map(|(name, class)| (name.to_string(), measured(class))).collect();
         Metrics::new(&Protocol::official(), classes)
     }
 
@@ -275,14 +147,16 @@ mod tests {
         let nan = Scored { image_score: f32::NAN, ..scored(&[0.1, 0.2]) };
         assert!(scores.push(&nan, Some(&[0, 1]), true).is_err());
         scores.push(&scored(&[0.1, 0.4]), Some(&[0, 1]), true).unwrap();
-        let metrics = scores.finish();
+        let metrics = scores.finish().unwrap().metrics;
         assert_eq!((metrics.good, metrics.defective, metrics.pixel_auroc), (1, 1, Some(1.0)));
     }
 
-    fn example() -> Metrics {
+    pub(super) fn example() -> Metrics {
         let bottle = ClassMetrics {
             image_auroc: Some(0.99125),
             pixel_auroc: Some(0.975),
+            image_recall: Some(0.873),
+            pixel_aupro: Some(0.9125),
             good: 20,
             defective: 63,
             ..ClassMetrics::default()
@@ -319,23 +193,5 @@ mod tests {
         assert_eq!(json["classes"]["capsule"]["pixel_auroc"], serde_json::Value::Null);
         assert_eq!(json["mean"]["pixel_auroc"], 0.975);
         assert_eq!(serde_json::from_value::<Metrics>(json).unwrap(), metrics);
-    }
-
-    #[test]
-    fn the_table_is_aligned() {
-        let table = example().table();
-        let expected = "
-                                    image %              pixel %
-class        good  defective  AUROC     AP  F1max  AUROC     AP  F1max
-----------------------------------------------------------------------
-bottle         20         63  99.12      -      -  97.50      -      -
-capsule         3          9  25.00      -      -      -      -      -
-metal_plate     4          0      -      -      -      -      -      -
-----------------------------------------------------------------------
-mean           27         72  62.06      -      -  97.50      -      -
-worst                         25.00      -      -  97.50      -      -
-";
-        assert!(table.starts_with(&expected[1..]), "{table}");
-        assert_eq!(table.lines().filter(|line| line.starts_with("warning: ")).count(), 4);
     }
 }

@@ -1,7 +1,10 @@
 //! Order-preserving `u32` keys of finite `f32` scores, and a stable least-significant-digit radix sort of them.
 //!
 //! key(x) = bits ^ (sign ? 0xFFFF_FFFF : 0x8000_0000): a < b as numbers <=> key(a) < key(b), equal <=> equal.
+//! A positive pixel also carries its region's area: key << 32 | area, sorted as one `u64`, so that equal scores have one
+//! order whatever the order of pushing.
 
+use bytemuck::Pod;
 use rayon::prelude::*;
 use std::slice::IterMut;
 
@@ -11,6 +14,26 @@ const DIGITS: usize = 1 << DIGIT_BITS;
 const BLOCK: usize = 1 << 18;
 /// Below this the passes are not worth their set-up.
 const SMALL: usize = 1 << 11;
+
+/// What can be sorted: a number, digit by digit.
+pub(super) trait Digits: Pod + Ord + Send + Sync {
+    /// The digit that begins at bit `shift`.
+    fn digit(self, shift: u32) -> usize;
+}
+
+impl Digits for u32 {
+    #[inline]
+    fn digit(self, shift: u32) -> usize {
+        (self >> shift) as usize & (DIGITS - 1)
+    }
+}
+
+impl Digits for u64 {
+    #[inline]
+    fn digit(self, shift: u32) -> usize {
+        (self >> shift) as usize & (DIGITS - 1)
+    }
+}
 
 /// The key of a finite score. `-0.0` and `0.0` share one.
 #[inline]
@@ -26,13 +49,13 @@ pub(super) fn score(key: u32) -> f32 {
 }
 
 /// Sorts ascending.
-pub(super) fn sort(mut keys: Vec<u32>) -> Vec<u32> {
+pub(super) fn sort<T: Digits>(mut keys: Vec<T>) -> Vec<T> {
     if keys.len() < SMALL {
         keys.sort_unstable();
         return keys;
     }
-    let mut other = vec![0; keys.len()];
-    for shift in (0..u32::BITS).step_by(DIGIT_BITS as usize) {
+    let mut other = vec![T::zeroed(); keys.len()];
+    for shift in (0..8 * size_of::<T>() as u32).step_by(DIGIT_BITS as usize) {
         if pass(&keys, &mut other, shift) {
             std::mem::swap(&mut keys, &mut other);
         }
@@ -41,22 +64,21 @@ pub(super) fn sort(mut keys: Vec<u32>) -> Vec<u32> {
 }
 
 /// One stable pass by the digit at `shift`. False, and `to` untouched, if all keys share that digit.
-fn pass(from: &[u32], to: &mut [u32], shift: u32) -> bool {
-    let digit = |key: u32| (key >> shift) as usize & (DIGITS - 1);
+fn pass<T: Digits>(from: &[T], to: &mut [T], shift: u32) -> bool {
     let counts: Vec<[usize; DIGITS]> = from
         .par_chunks(BLOCK)
         .map(|block| {
             let mut counts = [0; DIGITS];
-            block.iter().for_each(|&key| counts[digit(key)] += 1);
+            block.iter().for_each(|key| counts[key.digit(shift)] += 1);
             counts
         })
         .collect();
-    if counts.iter().map(|block| block[digit(from[0])]).sum::<usize>() == from.len() {
+    if counts.iter().map(|block| block[from[0].digit(shift)]).sum::<usize>() == from.len() {
         return false;
     }
     // Digit by digit, and within it block by block, every block gets its own slice of the output: stable, and the
     // blocks can be scattered at the same time.
-    let mut slots: Vec<Vec<IterMut<u32>>> = counts.iter().map(|_| Vec::with_capacity(DIGITS)).collect();
+    let mut slots: Vec<Vec<IterMut<T>>> = counts.iter().map(|_| Vec::with_capacity(DIGITS)).collect();
     let mut rest = to;
     for digit in 0..DIGITS {
         for (slots, counts) in slots.iter_mut().zip(&counts) {
@@ -67,7 +89,7 @@ fn pass(from: &[u32], to: &mut [u32], shift: u32) -> bool {
     }
     from.par_chunks(BLOCK).zip(slots).for_each(|(block, mut slots)| {
         for &key in block {
-            if let Some(slot) = slots[digit(key)].next() {
+            if let Some(slot) = slots[key.digit(shift)].next() {
                 *slot = key;
             }
         }
@@ -109,7 +131,11 @@ mod tests {
                 let keys = random(n, mask);
                 let mut expected = keys.clone();
                 expected.sort_unstable();
+                let wide: Vec<u64> = keys.iter().map(|&key| u64::from(key) << 21 | u64::from(key % 5)).collect();
+                let mut wide_expected = wide.clone();
+                wide_expected.sort_unstable();
                 assert!(sort(keys) == expected, "{n} keys, mask {mask:x}");
+                assert!(sort(wide) == wide_expected, "{n} wide keys, mask {mask:x}");
             }
         }
     }

@@ -40,6 +40,7 @@ pub mod shape;
 pub mod storage;
 pub mod tape;
 pub mod tensor;
+pub mod torch_file;
 pub mod train;
 
 pub use error::{Error, Result};

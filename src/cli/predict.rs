@@ -80,6 +80,7 @@ pub fn run(args: PredictArgs) -> Result<()> {
     let detector = Detector::load(&model, config.backbone_weights.as_deref())?;
     machine::on_device(&ui, &config, Some(detector.info.train.precision), |device| {
         let detector = detector.to(device)?;
+        detector.backbone.doubts().iter().for_each(|doubt| ui.warn(doubt));
         ui.note("model", format_args!("{} on {}", detector.info.head.kind.name(), detector.info.backbone));
         predict(&ui, &detector, &paths, Some(out.as_path()).filter(|out| out.as_os_str() != "none"))
     })

@@ -28,6 +28,7 @@ pub mod heatmap;
 pub mod metrics;
 pub mod model;
 pub mod nn;
+pub mod official;
 pub mod op;
 pub mod ops;
 pub mod optim;

@@ -51,7 +51,9 @@ pub fn run(args: EvalArgs) -> Result<()> {
         config.backbone = BackboneKind::find(&info.backbone).unwrap_or(config.backbone);
         config.data = config.data.take().or_else(|| info.data.first().filter(|d| *d != DEMO).map(PathBuf::from));
         let pictures = Pictures::open(&ui, &config)?;
-        for unknown in pictures.dataset.classes.iter().filter(|class| !info.classes.contains(class)) {
+        // An imported model does not say which classes it knows.
+        let unknown = |class: &&String| !info.classes.is_empty() && !info.classes.contains(class);
+        for unknown in pictures.dataset.classes.iter().filter(unknown) {
             ui.warn(format_args!("{unknown}: the model was not trained on this class"));
         }
         let cached = pictures.features(&ui, &config, &detector.backbone, Some(Split::Test))?;

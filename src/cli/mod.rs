@@ -8,8 +8,10 @@ mod interrupt;
 mod machine;
 mod pictures;
 mod predict;
+mod start;
 mod train;
 mod ui;
+mod weights;
 
 use std::process::ExitCode;
 
@@ -45,6 +47,7 @@ enum Verb {
     Predict(predict::PredictArgs),
     Demo(demo::DemoArgs),
     Features(features::FeaturesArgs),
+    Weights(weights::WeightsArgs),
     Doctor(doctor::DoctorArgs),
 }
 
@@ -84,6 +87,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Predict(args) => predict::run(args),
         Verb::Demo(args) => demo::run(args),
         Verb::Features(args) => features::run(args),
+        Verb::Weights(args) => weights::run(args),
         Verb::Doctor(args) => doctor::run(args),
     }
 }

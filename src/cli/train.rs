@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::pictures::{Cached, Pictures, Selection};
+use super::start::Start;
 use super::ui::{Bar, OutputArgs, Ui, count, size};
 use super::{interrupt, machine};
 use crate::atomic::write_atomic;
@@ -39,6 +40,7 @@ Examples:
   grad train --data parts --model crad --out runs/parts
   grad train --resume runs/parts                   go on, to the same bits
   grad train --resume runs/parts --epochs 80       train longer
+  grad train --from runs/parts --data new_parts    start from its weights
   grad train --config runs/parts/config.toml --seed 1";
 
 /// Train a model on pictures without defects, then measure it
@@ -50,6 +52,9 @@ pub struct TrainArgs {
     /// Go on with the run in this folder
     #[arg(long, value_name = "DIR", conflicts_with_all = ["config", "out"], help_heading = "Training")]
     resume: Option<PathBuf>,
+    /// Start from this model, in a new run
+    #[arg(long, value_name = "MODEL", conflicts_with = "resume", help_heading = "Training")]
+    from: Option<PathBuf>,
     #[command(flatten)]
     recipe: RecipeArgs,
     #[command(flatten)]
@@ -61,9 +66,13 @@ pub struct TrainArgs {
 }
 
 pub fn run(args: TrainArgs) -> Result<()> {
-    let TrainArgs { source, recipe, extractor, machine, resume, output } = args;
+    let TrainArgs { source, recipe, extractor, machine, resume, from, output } = args;
     let ui = Ui::new(output);
-    let flags = Settings { machine, source, extractor, recipe };
+    let mut flags = Settings { machine, source, extractor, recipe };
+    let start = from.as_deref().map(Start::open).transpose()?;
+    if let Some(start) = &start {
+        start.settle(&mut flags);
+    }
     let resumed = resume.is_some();
     let (mut config, run) = match resume {
         None => {
@@ -79,7 +88,9 @@ pub fn run(args: TrainArgs) -> Result<()> {
     // Nothing is left open in what a run's folder says of it.
     config.precision = Some(config.precision.unwrap_or_default());
     interrupt::watch()?;
-    machine::on_device(&ui, &config, None, |device| Job { ui: &ui, config: &config, device, run, resumed }.train())
+    machine::on_device(&ui, &config, None, |device| {
+        Job { ui: &ui, config: &config, device, run, resumed, start: start.as_ref() }.train()
+    })
 }
 
 /// The settings of the run, with the few changes that are allowed.
@@ -105,6 +116,8 @@ struct Job<'a> {
     device: &'a Device,
     run: RunFolder,
     resumed: bool,
+    /// The model it starts from.
+    start: Option<&'a Start>,
 }
 
 impl Job<'_> {
@@ -178,11 +191,17 @@ impl Job<'_> {
                 k
             }
         };
-        let head = config.head(cached.features.shape(), mse_coef);
+        let (head, trainer) = match self.start {
+            Some(start) => start.trainer(config, backbone, cached.features.shape())?,
+            None => {
+                let head = config.head(cached.features.shape(), mse_coef);
+                (head.clone(), Trainer::new(head, config.train())?)
+            }
+        };
         let info = ModelInfo {
             format: FORMAT,
             version: env!("CARGO_PKG_VERSION").into(),
-            head: head.clone(),
+            head,
             backbone: config.backbone.name().into(),
             backbone_digest: backbone.digest().to_string(),
             image_size: config.image_size,
@@ -194,14 +213,17 @@ impl Job<'_> {
             images: train.len(),
             data: vec![pictures.origin.clone()],
         };
-        Ok((info, Trainer::new(head, config.train())?))
+        if let Some(start) = self.start {
+            self.ui.note("start", start.describe());
+        }
+        Ok((info, trainer))
     }
 
     /// The trainer of the checkpoint, if it belongs to these pictures and this backbone.
     fn reopen(&self, backbone: &Backbone, pictures: &Pictures, images: usize) -> Result<(ModelInfo, Trainer)> {
         let path = self.run.checkpoint();
         let (mut info, mut trainer) = load_checkpoint(&path)?;
-        if info.backbone_digest != backbone.digest().to_string() {
+        if !backbone.is(&info.backbone_digest) {
             let help = "resume with the --backbone-weights that the run began with";
             return Err(Error::model(path, "it was trained on features of other backbone weights", help));
         }

@@ -175,6 +175,18 @@ pub fn load_checkpoint(path: &Path) -> Result<(ModelInfo, Trainer)> {
     Ok((header.model, trainer))
 }
 
+/// Reads a model to start a run from, with the moments and steps of its optimiser where the file holds them.
+///
+/// # Errors
+/// As [`load_model`].
+pub fn load_start(path: &Path) -> Result<(ModelInfo, Head, Params, Option<AdamW>)> {
+    let (header, head, params, mut optimiser) = load(path)?;
+    if let (Some(training), Some(optimiser)) = (&header.training, &mut optimiser) {
+        optimiser.steps = training.steps;
+    }
+    Ok((header.model, head, params, optimiser))
+}
+
 fn load(path: &Path) -> Result<(Header, Head, Params, Option<AdamW>)> {
     let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, &e))?;
     const AGAIN: &str = "copy the file again, or train again: `grad train`";

@@ -43,15 +43,25 @@ const B4_MSE_COEF: f64 = 0.05;
 pub enum BackboneKind {
     /// EfficientNet-Lite0, built in.
     Lite0,
+    /// EfficientNet-Lite1; its weights are a file of the user's.
+    Lite1,
+    /// EfficientNet-Lite2; its weights are a file of the user's.
+    Lite2,
     /// EfficientNet-B4, as published; its weights are a file of the user's.
     B4,
 }
 
 impl BackboneKind {
+    /// Every kind.
+    pub const ALL: [BackboneKind; 4] =
+        [BackboneKind::Lite0, BackboneKind::Lite1, BackboneKind::Lite2, BackboneKind::B4];
+
     /// Name on the command line and in model files.
     pub fn name(self) -> &'static str {
         match self {
             BackboneKind::Lite0 => "lite0",
+            BackboneKind::Lite1 => "lite1",
+            BackboneKind::Lite2 => "lite2",
             BackboneKind::B4 => "b4",
         }
     }
@@ -60,13 +70,15 @@ impl BackboneKind {
     pub fn network(self) -> Network {
         match self {
             BackboneKind::Lite0 => Network::Lite0,
+            BackboneKind::Lite1 => Network::Lite1,
+            BackboneKind::Lite2 => Network::Lite2,
             BackboneKind::B4 => Network::B4,
         }
     }
 
     /// The kind called `name`.
     pub fn find(name: &str) -> Option<Self> {
-        [BackboneKind::Lite0, BackboneKind::B4].into_iter().find(|kind| kind.name() == name)
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 }
 
@@ -111,8 +123,8 @@ pub struct SourceArgs {
 #[serde(default)]
 #[command(next_help_heading = "Features")]
 pub struct ExtractorArgs {
-    /// Network for features [default: lite0]
-    #[arg(long, env = "GRAD_BACKBONE", value_name = "lite0|b4", hide_possible_values = true)]
+    /// lite0, lite1, lite2 or b4 [default: lite0]
+    #[arg(long, env = "GRAD_BACKBONE", value_name = "NAME", hide_possible_values = true)]
     pub backbone: Option<BackboneKind>,
     /// Its weights [default: lite0's, built in]
     #[arg(long, env = "GRAD_BACKBONE_WEIGHTS", value_name = "FILE")]
@@ -358,7 +370,7 @@ impl Config {
             refine: pick!(recipe.refine).unwrap_or(head.refine),
             mse_coef: pick!(recipe.mse_coef).unwrap_or(match backbone {
                 BackboneKind::B4 => MseCoef::Value(B4_MSE_COEF),
-                BackboneKind::Lite0 => MseCoef::Auto,
+                _ => MseCoef::Auto,
             }),
             local_resolution: pick!(recipe.local_resolution).unwrap_or(head.local_resolution),
             global_resolution: pick!(recipe.global_resolution).unwrap_or(head.global_resolution),
@@ -404,10 +416,10 @@ impl Config {
             let what = format!("seed is {seed}, more than a configuration file can hold");
             return Err(Error::config(what, format!("use a number up to {}", i64::MAX)));
         }
-        if self.backbone == BackboneKind::B4 && self.backbone_weights.is_none() {
+        if self.backbone != BackboneKind::Lite0 && self.backbone_weights.is_none() {
             return Err(Error::config(
-                "backbone b4 has no built-in weights",
-                "give its safetensors file with --backbone-weights, or use --backbone lite0",
+                format!("backbone {} has no built-in weights", self.backbone.name()),
+                "give its file, .pth or .safetensors, with --backbone-weights, or use --backbone lite0",
             ));
         }
         if !self.local && !self.global {

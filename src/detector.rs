@@ -64,8 +64,7 @@ impl Detector {
             return Err(Error::model(model, what, "use a later version of the program"));
         };
         let backbone = Arc::new(open_backbone(kind, weights)?);
-        let digest = backbone.digest().to_string();
-        if digest != info.backbone_digest {
+        if !backbone.is(&info.backbone_digest) {
             return Err(Error::model(
                 model,
                 format!("it was trained on other {} weights than {}", kind.name(), backbone.path().display()),
@@ -236,9 +235,9 @@ pub fn open_backbone(kind: BackboneKind, weights: Option<&Path>) -> Result<Backb
     match (kind, weights) {
         (_, Some(path)) => Backbone::load(kind.network(), path).map_err(unreadable),
         (BackboneKind::Lite0, None) => Backbone::lite0(),
-        (BackboneKind::B4, None) => Err(Error::config(
-            "backbone b4 has no built-in weights",
-            "give the safetensors file that the model was trained with by --backbone-weights",
+        (_, None) => Err(Error::config(
+            format!("backbone {} has no built-in weights", kind.name()),
+            "give the file that the model was trained with, .pth or .safetensors, by --backbone-weights",
         )),
     }
 }

@@ -31,6 +31,7 @@ pub mod inspect;
 pub mod metrics;
 pub mod model;
 pub mod nn;
+pub mod official;
 pub mod op;
 pub mod ops;
 pub mod optim;
@@ -43,6 +44,7 @@ pub mod shape;
 pub mod storage;
 pub mod tape;
 pub mod tensor;
+pub mod torch_file;
 pub mod train;
 
 pub use error::{Error, Result};

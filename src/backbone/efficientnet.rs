@@ -8,7 +8,7 @@
 //!          y = conv 1x1(h)  (+ x where stride is 1 and the width stays)
 //! neck     concat(tap A, tap B enlarged twice, corners aligned)
 //! ```
-//! BatchNorm is folded into the convolutions. x: `[N, S, S, 3]`, features: `[N, S/8, S/8, C]`, C = 152 or 216.
+//! BatchNorm is folded into the convolutions. x: `[N, S, S, 3]`, features: `[N, S/8, S/8, C]`, C = 152, 168 or 216.
 //! Source: EfficientNet (arXiv 1905.11946) and its Lite variants; weights under the key names of
 //! `lukemelas/EfficientNet-PyTorch`. Specification 4 and 5.
 
@@ -16,6 +16,9 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
+use super::names::{Names, Naming, Place, check_digits};
+use super::plan::{Network, Plan, Stage};
+use super::source::Source;
 use super::weights::{Layer, Weights};
 use crate::buffer::Buffer;
 use crate::device::Device;
@@ -27,101 +30,8 @@ use crate::ops::{
 use crate::tape::Tape;
 use crate::tensor::Tensor;
 
-/// Which network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Network {
-    /// EfficientNet-Lite0: small, its weights come with the program.
-    Lite0,
-    /// EfficientNet-B4: what the paper uses; its weights are a file the user provides.
-    B4,
-}
-
-/// A run of blocks of one width. The first has the stride and changes the width, the others repeat.
-struct Stage {
-    repeats: usize,
-    outputs: usize,
-    expand: usize,
-    kernel: usize,
-    stride: usize,
-}
-
-const fn stage(repeats: usize, outputs: usize, expand: usize, kernel: usize, stride: usize) -> Stage {
-    Stage { repeats, outputs, expand, kernel, stride }
-}
-
-/// All that tells the two networks apart.
-struct Plan {
-    name: &'static str,
-    stem: usize,
-    stages: &'static [Stage],
-    /// The blocks whose outputs are the features: stride 8, stride 16. Nothing is computed past the second.
-    taps: [usize; 2],
-    channels: usize,
-    act: Kind,
-    squeeze: bool,
-    mean: [f32; 3],
-    std: [f32; 3],
-    /// The size that zero padding is derived from; `None`: the size at hand.
-    native: Option<usize>,
-    /// What to do about a weight file that does not fit.
-    help: &'static str,
-}
-
-const LITE0: Plan = Plan {
-    name: "efficientnet-lite0",
-    stem: 32,
-    stages: &[
-        stage(1, 16, 1, 3, 1),
-        stage(2, 24, 6, 3, 2),
-        stage(2, 40, 6, 5, 2),
-        stage(3, 80, 6, 3, 2),
-        stage(3, 112, 6, 5, 1),
-    ],
-    taps: [4, 10],
-    channels: 40 + 112,
-    act: Kind::Relu6,
-    squeeze: false,
-    // (v − 127) / 128 of each 8-bit value v.
-    mean: [127.0 / 255.0; 3],
-    std: [128.0 / 255.0; 3],
-    native: None,
-    help: "leave the file out to use the built-in weights, or convert your own to safetensors under the key names of \
-           efficientnet-lite0-57934424.pth (see scripts/convert_lite0.py)",
-};
-
-const B4: Plan = Plan {
-    name: "efficientnet-b4",
-    stem: 48,
-    stages: &[
-        stage(2, 24, 1, 3, 1),
-        stage(4, 32, 6, 3, 2),
-        stage(4, 56, 6, 5, 2),
-        stage(6, 112, 6, 3, 2),
-        stage(6, 160, 6, 5, 1),
-    ],
-    taps: [9, 21],
-    channels: 56 + 160,
-    act: Kind::Swish,
-    squeeze: true,
-    mean: [0.485, 0.456, 0.406],
-    std: [0.229, 0.224, 0.225],
-    native: Some(380),
-    help: "expected is efficientnet-b4-6ed6700e.pth of lukemelas/EfficientNet-PyTorch, its tensors saved as safetensors \
-           under their own names: safetensors.torch.save_file(torch.load(\"efficientnet-b4-6ed6700e.pth\"), \
-           \"efficientnet-b4.safetensors\")",
-};
-
-impl Network {
-    fn plan(self) -> &'static Plan {
-        match self {
-            Network::Lite0 => &LITE0,
-            Network::B4 => &B4,
-        }
-    }
-}
-
 /// One inverted bottleneck.
-struct Block {
+pub(super) struct Block {
     expand: Option<Layer>,
     depthwise: Layer,
     kernel: usize,
@@ -135,10 +45,21 @@ struct Block {
 /// A frozen network with its weights, in host memory or on a device. Shared by all threads.
 pub struct Backbone {
     network: Network,
-    path: PathBuf,
-    digest: blake3::Hash,
+    origin: Origin,
     stem: Layer,
     blocks: Vec<Block>,
+}
+
+/// Where the weights come from.
+#[derive(Clone)]
+struct Origin {
+    path: PathBuf,
+    /// Of the values.
+    digest: blake3::Hash,
+    /// Of the file.
+    file: blake3::Hash,
+    naming: Naming,
+    doubts: Vec<String>,
 }
 
 /// Where the built-in weights lie in the source tree, for messages.
@@ -154,12 +75,12 @@ impl Backbone {
         Self::from_bytes(Network::Lite0, Path::new(BUILT_IN), bytes)
     }
 
-    /// A network with the weights of a safetensors file (F32, F16 or BF16; the key names and layouts of the published
-    /// PyTorch files; other tensors are ignored).
+    /// A network with the weights of a file, safetensors or PyTorch's, under names that are known ([`Naming`]), in the
+    /// layouts of the published files; other tensors are ignored.
     ///
     /// # Errors
-    /// [`Error::Io`] when the file cannot be read, [`Error::Model`] when it is incomplete, is no safetensors file, lacks
-    /// a tensor, or has one of another shape or with a value that is not finite.
+    /// [`Error::Io`] when the file cannot be read, [`Error::Model`] when it is incomplete, of another kind, holds another
+    /// network, lacks a tensor, or has one of another shape or with a value that is not finite.
     pub fn load(network: Network, path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, &e))?;
@@ -168,16 +89,34 @@ impl Backbone {
 
     fn from_bytes(network: Network, path: &Path, bytes: &[u8]) -> Result<Self> {
         let plan = network.plan();
-        let weights = Weights::parse(path, plan.help, bytes)?;
-        let stem = weights.normalised("_conv_stem", "_bn0", [plan.stem, 3, 3, 3])?;
+        let refuse = |what| Error::model(path, what, plan.help);
+        let source = Source::parse(path, plan.help, bytes)?;
+        let names = Names::detect(&source).map_err(refuse)?;
+        let mut doubts: Vec<String> = check_digits(path, bytes).into_iter().collect();
+        doubts.extend(names.check_file_name(path).map_err(refuse)?.map(|doubt| format!("{}: {doubt}", path.display())));
+        let weights = Weights::new(path, plan.help, &source, &names, false);
+        let (stem, blocks) = Self::read(plan, &weights)?;
+        let (digest, file) = (weights.digest(), blake3::hash(bytes));
+        Ok(Backbone {
+            network,
+            origin: Origin { path: path.into(), digest, file, naming: names.naming, doubts },
+            stem,
+            blocks,
+        })
+    }
+
+    /// The layers of a network; in a survey of a file that does not fit they are not to be used.
+    pub(super) fn read(plan: &Plan, weights: &Weights) -> Result<(Layer, Vec<Block>)> {
+        let stem = weights.stem().normalised("_conv_stem", "_bn0", [plan.stem, 3, 3, 3])?;
         let (mut blocks, mut inputs) = (Vec::new(), plan.stem);
-        for stage in plan.stages {
+        for (at, stage) in plan.stages.iter().enumerate() {
             for repeat in 0..stage.repeats {
-                blocks.push(Block::read(&weights, plan, stage, blocks.len(), repeat == 0, inputs)?);
+                let place = Place { index: blocks.len(), stage: at, repeat, expands: stage.expand > 1 };
+                blocks.push(Block::read(weights, plan, stage, place, inputs)?);
                 inputs = stage.outputs;
             }
         }
-        Ok(Backbone { network, path: path.into(), digest: blake3::hash(bytes), stem, blocks })
+        Ok((stem, blocks))
     }
 
     /// The same network on another device.
@@ -186,7 +125,7 @@ impl Backbone {
     /// What a device refuses.
     pub fn to(&self, device: &Device) -> Result<Self> {
         let blocks = self.blocks.iter().map(|block| block.to(device)).collect::<Result<_>>()?;
-        Ok(Backbone { path: self.path.clone(), stem: self.stem.to(device)?, blocks, ..*self })
+        Ok(Backbone { network: self.network, origin: self.origin.clone(), stem: self.stem.to(device)?, blocks })
     }
 
     /// The device its weights lie on; `None` for host memory.
@@ -199,22 +138,39 @@ impl Backbone {
         self.network
     }
 
-    /// `efficientnet-lite0` or `efficientnet-b4`.
+    /// `efficientnet-lite0` and so on.
     pub fn name(&self) -> &'static str {
         self.network.plan().name
     }
 
     /// Where the weights come from.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.origin.path
     }
 
-    /// BLAKE3 of the weight file: the identity of the weights.
+    /// Whose names the file has.
+    pub fn naming(&self) -> Naming {
+        self.origin.naming
+    }
+
+    /// Identity of the weights, as far as they are used: BLAKE3 of names and values, the same for every file that holds
+    /// them, of whatever kind.
     pub fn digest(&self) -> blake3::Hash {
-        self.digest
+        self.origin.digest
     }
 
-    /// Channels of the features: 152 for Lite0, 216 for B4.
+    /// Whether a model that was trained on weights of this digest was trained on these; models of earlier versions hold
+    /// the digest of the file.
+    pub fn is(&self, digest: &str) -> bool {
+        [self.origin.digest, self.origin.file].iter().any(|own| own.to_hex().as_str() == digest)
+    }
+
+    /// What speaks against the file, although it can be used.
+    pub fn doubts(&self) -> &[String] {
+        &self.origin.doubts
+    }
+
+    /// Channels of the features: 152 for Lite0 and Lite1, 168 for Lite2, 216 for B4.
     pub fn channels(&self) -> usize {
         self.network.plan().channels
     }
@@ -326,28 +282,27 @@ impl Backbone {
 }
 
 impl Block {
-    /// Block `index` of the network, `first` of its stage or a repeat.
-    fn read(w: &Weights, plan: &Plan, stage: &Stage, index: usize, first: bool, inputs: usize) -> Result<Self> {
+    /// The block of this place, the first of its stage or a repeat.
+    fn read(weights: &Weights, plan: &Plan, stage: &Stage, place: Place, inputs: usize) -> Result<Self> {
         let (hidden, kernel) = (inputs * stage.expand, stage.kernel);
-        let stride = if first { stage.stride } else { 1 };
-        let key = |part: &str| format!("_blocks.{index}.{part}");
-        let normalised = |conv: &str, norm: &str, oihw| w.normalised(&key(conv), &key(norm), oihw);
+        let stride = if place.repeat == 0 { stage.stride } else { 1 };
+        let w = weights.block(place);
         let squeezed = (inputs / 4).max(1);
         Ok(Block {
             expand: (stage.expand > 1)
-                .then(|| normalised("_expand_conv", "_bn0", [hidden, inputs, 1, 1]))
+                .then(|| w.normalised("_expand_conv", "_bn0", [hidden, inputs, 1, 1]))
                 .transpose()?,
-            depthwise: normalised("_depthwise_conv", "_bn1", [hidden, 1, kernel, kernel])?,
+            depthwise: w.normalised("_depthwise_conv", "_bn1", [hidden, 1, kernel, kernel])?,
             kernel,
             stride,
             squeeze: match plan.squeeze {
                 true => Some([
-                    w.biased(&key("_se_reduce"), [squeezed, hidden, 1, 1])?,
-                    w.biased(&key("_se_expand"), [hidden, squeezed, 1, 1])?,
+                    w.biased("_se_reduce", [squeezed, hidden, 1, 1])?,
+                    w.biased("_se_expand", [hidden, squeezed, 1, 1])?,
                 ]),
                 false => None,
             },
-            project: normalised("_project_conv", "_bn2", [stage.outputs, hidden, 1, 1])?,
+            project: w.normalised("_project_conv", "_bn2", [stage.outputs, hidden, 1, 1])?,
             residual: stride == 1 && inputs == stage.outputs,
         })
     }

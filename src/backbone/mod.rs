@@ -2,10 +2,22 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | [`efficientnet`] | both networks as data, and the one forward pass that runs them |
-//! | `weights` | a safetensors file, checked, BatchNorm folded, laid out for our ops |
+//! | [`efficientnet`] | the one forward pass that runs every network |
+//! | `plan` | the networks as data |
+//! | `source` | tensors by name, of a safetensors or a PyTorch file |
+//! | `names` | whose names a file has, and whether that is the network computed here |
+//! | `weights` | tensors checked, BatchNorm folded, laid out for our ops |
+//! | `survey` | what a file holds, for looking at it and for converting it |
 
 pub mod efficientnet;
+mod names;
+mod plan;
+mod source;
+mod survey;
 mod weights;
 
-pub use efficientnet::{Backbone, Network};
+pub use efficientnet::Backbone;
+pub use names::{Names, Naming};
+pub use plan::Network;
+pub use source::{Entry, Source};
+pub use survey::Survey;

@@ -1,4 +1,4 @@
-//! Frozen weights: read from a safetensors file, checked, folded and laid out once.
+//! Frozen weights: read from a file, checked, folded and laid out once.
 //!
 //! BatchNorm after a convolution without bias is a convolution with bias, computed here in f64 and rounded once:
 //! ```text
@@ -7,11 +7,13 @@
 //! Files hold `[O, I, KH, KW]`; ours is `[KH, KW, I, O]`. A pointwise kernel is then `[I, O]` and a depthwise one, whose
 //! I is 1, is `[KH, KW, O]`: the same order of values under a shorter shape.
 
+use std::cell::RefCell;
 use std::path::Path;
 
-use half::{bf16, f16};
-use safetensors::{Dtype, SafeTensorError, SafeTensors};
+use safetensors::Dtype;
 
+use super::names::{Names, Naming, Place};
+use super::source::Source;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::shape::Shape;
@@ -54,56 +56,116 @@ impl Layer {
     }
 }
 
+/// A tensor that a network asked for.
+pub(super) struct Asked {
+    /// Its name among ours.
+    pub name: String,
+    /// Its name in the file.
+    pub key: String,
+    pub shape: Vec<usize>,
+    /// Only in a survey.
+    pub values: Vec<f32>,
+}
+
 /// A weight file that is open for reading.
 pub(super) struct Weights<'a> {
     path: &'a Path,
     /// What to do about a file that does not fit.
-    help: String,
-    file: SafeTensors<'a>,
+    help: &'a str,
+    source: &'a Source<'a>,
+    names: &'a Names,
+    /// A survey goes on where loading stops: it notes what is wrong, and keeps all it reads.
+    survey: bool,
+    faults: RefCell<Vec<String>>,
+    asked: RefCell<Vec<Asked>>,
+    digest: RefCell<blake3::Hasher>,
+}
+
+/// The tensors of one block, or of the stem.
+#[derive(Clone, Copy)]
+pub(super) struct Scope<'w, 'a> {
+    weights: &'w Weights<'a>,
+    place: Option<Place>,
 }
 
 impl<'a> Weights<'a> {
-    /// Opens the bytes of a file; `path` and `help` are for messages.
-    pub fn parse(path: &'a Path, help: &str, bytes: &'a [u8]) -> Result<Self> {
-        let file = SafeTensors::deserialize(bytes).map_err(|e| {
-            use SafeTensorError as E;
-            // A .pth is a zip archive, an old one a pickle.
-            let what = if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(&[0x80, 0x02]) {
-                "is a PyTorch file, not safetensors".to_owned()
-            } else if matches!(e, E::HeaderTooSmall | E::InvalidHeaderLength | E::MetadataIncompleteBuffer) {
-                format!("is incomplete: its header does not fit its {} bytes", bytes.len())
-            } else {
-                format!("is not a safetensors file: {e}")
-            };
-            Error::model(path, what, help)
-        })?;
-        Ok(Weights { path, help: help.into(), file })
+    /// The tensors of `source` under its names; `path` and `help` are for messages.
+    pub fn new(path: &'a Path, help: &'a str, source: &'a Source<'a>, names: &'a Names, survey: bool) -> Self {
+        let (faults, asked) = (RefCell::default(), RefCell::default());
+        Weights { path, help, source, names, survey, faults, asked, digest: RefCell::default() }
     }
 
-    fn refuse(&self, what: String) -> Error {
-        Error::model(self.path, what, &*self.help)
+    /// The stem.
+    pub fn stem(&self) -> Scope<'_, 'a> {
+        Scope { weights: self, place: None }
     }
 
-    /// All values of a tensor, as f32.
-    fn values(&self, key: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let Ok(tensor) = self.file.tensor(key) else {
-            return Err(self.refuse(format!("lacks the tensor {key:?}")));
-        };
-        if tensor.shape() != shape {
-            return Err(self.refuse(format!("{key:?} has shape {:?}, expected {shape:?}", tensor.shape())));
+    /// A block.
+    pub fn block(&self, place: Place) -> Scope<'_, 'a> {
+        Scope { weights: self, place: Some(place) }
+    }
+
+    /// Identity of the values that were read: BLAKE3 of our names and the values as f32, whatever file they lie in.
+    pub fn digest(&self) -> blake3::Hash {
+        self.digest.borrow().finalize()
+    }
+
+    /// What a survey found wrong, and everything that was asked for.
+    pub fn surveyed(self) -> (Vec<String>, Vec<Asked>) {
+        (self.faults.into_inner(), self.asked.into_inner())
+    }
+
+    fn wrong(&self, what: String) -> Result<()> {
+        if !self.survey {
+            return Err(Error::model(self.path, what, self.help));
         }
-        // The tensors of a file start at any byte, so values are read one by one.
-        let (pairs, quads) = (tensor.data().as_chunks::<2>().0, tensor.data().as_chunks::<4>().0);
-        let values: Vec<f32> = match tensor.dtype() {
-            Dtype::F32 => quads.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-            Dtype::F16 => pairs.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
-            Dtype::BF16 => pairs.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
-            other => return Err(self.refuse(format!("{key:?} holds {other:?}, expected F32, F16 or BF16"))),
-        };
+        self.faults.borrow_mut().push(what);
+        Ok(())
+    }
+
+    /// All values of the tensor `key` of the file, or what is wrong with it.
+    fn read(&self, key: &str, shape: &[usize]) -> Result<Vec<f32>, String> {
+        let found = self.source.find(key).ok_or_else(|| format!("lacks the tensor {key:?}"))?;
+        if found.shape != shape {
+            return Err(format!("{key:?} has shape {:?}, expected {shape:?}", found.shape));
+        }
+        if !matches!(found.dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+            return Err(format!("{key:?} holds {:?}, expected F32, F16 or BF16", found.dtype));
+        }
+        let values = self.source.values(key)?;
         match values.iter().position(|v| !v.is_finite()) {
-            Some(at) => Err(self.refuse(format!("{key:?} holds {} at position {at}", values[at]))),
+            Some(at) => Err(format!("{key:?} holds {} at position {at}", values[at])),
             None => Ok(values),
         }
+    }
+}
+
+impl Scope<'_, '_> {
+    fn name(&self, names: &Names, part: &str) -> String {
+        self.place.map_or_else(|| names.of_stem(part), |place| names.of_block(place, part))
+    }
+
+    /// All values of a part, as f32; in a survey zeros, where they cannot be had.
+    fn values(&self, part: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let Weights { names, survey, digest, asked, .. } = self.weights;
+        let ours = Names { naming: Naming::Lukemelas, prefix: String::new() };
+        let (name, key) = (self.name(&ours, part), self.name(names, part));
+        let values = match self.weights.read(&key, shape) {
+            Ok(values) => values,
+            Err(fault) => {
+                self.weights.wrong(fault)?;
+                vec![0.0; shape.iter().product()]
+            }
+        };
+        let mut digest = digest.borrow_mut();
+        digest.update(name.as_bytes()).update(b"\0");
+        values.iter().for_each(|v| {
+            digest.update(&v.to_le_bytes());
+        });
+        if *survey {
+            asked.borrow_mut().push(Asked { name, key, shape: shape.into(), values: values.clone() });
+        }
+        Ok(values)
     }
 
     /// The convolution `conv`, `[O, I, KH, KW]` in the file, with the BatchNorm `norm` behind it.
@@ -113,8 +175,10 @@ impl<'a> Weights<'a> {
         let [gamma, beta, mean, variance] = ["weight", "bias", "running_mean", "running_var"]
             .map(|part| self.values(&format!("{norm}.{part}"), &width));
         let (gamma, beta, mean, variance) = (gamma?, beta?, mean?, variance?);
+        let key = |part: &str| self.name(self.weights.names, part);
         if let Some(at) = variance.iter().position(|&v| v < 0.0) {
-            return Err(self.refuse(format!("\"{norm}.running_var\" holds {} at position {at}", variance[at])));
+            let key = key(&format!("{norm}.running_var"));
+            self.weights.wrong(format!("{key:?} holds {} at position {at}", variance[at]))?;
         }
         let scale: Vec<f64> =
             gamma.iter().zip(&variance).map(|(&g, &v)| f64::from(g) / (f64::from(v) + EPSILON).sqrt()).collect();
@@ -122,10 +186,11 @@ impl<'a> Weights<'a> {
             .map(|((&b, &m), s)| (f64::from(b) - f64::from(m) * s) as f32)
             .collect();
         let layer = Layer::new(oihw, &weight, &bias, |o, w| (f64::from(w) * scale[o]) as f32);
-        if layer.weight.data().iter().chain(layer.bias.data()).all(|v| v.is_finite()) {
-            return Ok(layer);
+        if !layer.weight.data().iter().chain(layer.bias.data()).all(|v| v.is_finite()) {
+            let [norm, conv] = [key(&format!("{norm}.weight")), key(&format!("{conv}.weight"))];
+            self.weights.wrong(format!("{norm:?} folded into {conv:?} leaves the range of f32"))?;
         }
-        Err(self.refuse(format!("{norm:?} folded into {conv:?} leaves the range of f32")))
+        Ok(layer)
     }
 
     /// The convolution `conv`, `[O, I, KH, KW]` in the file, with its own bias.
@@ -141,6 +206,7 @@ mod tests {
     use super::*;
     use crate::device::cpu::{ConvGeometry, conv2d_forward};
     use crate::rng::Rng;
+    use half::{bf16, f16};
     use safetensors::tensor::TensorView;
 
     fn random(len: usize, stream: u64, low: f32, high: f32) -> Vec<f32> {
@@ -174,8 +240,14 @@ mod tests {
         file(&std::array::from_fn::<_, 5, _>(|i| (PARTS[i], Dtype::F32, shape(i), bytes_of(&parts[i]))))
     }
 
+    fn opened<T>(bytes: &[u8], work: impl FnOnce(Weights) -> Result<T>) -> Result<T> {
+        let (path, help) = (Path::new("w.safetensors"), "take another");
+        let names = Names { naming: Naming::Lukemelas, prefix: String::new() };
+        work(Weights::new(path, help, &Source::parse(path, help, bytes)?, &names, false))
+    }
+
     fn folded(bytes: &[u8]) -> Result<Layer> {
-        Weights::parse(Path::new("w.safetensors"), "take another", bytes)?.normalised("c", "n", [4, 3, 3, 2])
+        opened(bytes, |weights| weights.stem().normalised("c", "n", [4, 3, 3, 2]))
     }
 
     #[test]
@@ -203,22 +275,22 @@ mod tests {
 
     #[test]
     fn half_precisions_are_widened_exactly() {
-        let values = [0.5f32, -3.0, 65504.0, 1.0 / 1024.0, 0.0, -0.125];
-        let half = values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect();
-        let brain = values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect();
+        let numbers = [0.5f32, -3.0, 65504.0, 1.0 / 1024.0, 0.0, -0.125];
+        let half = numbers.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect();
+        let brain = numbers.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect();
         // An odd number of bytes first, so that what follows starts nowhere round.
         let bytes = file(&[
             ("a", Dtype::F16, vec![2, 3], half),
             ("b", Dtype::BF16, vec![6], brain),
             ("c", Dtype::U8, vec![3], vec![1, 2, 3]),
-            ("d", Dtype::F32, vec![6], bytes_of(&values)),
+            ("d", Dtype::F32, vec![6], bytes_of(&numbers)),
         ]);
-        let w = Weights::parse(Path::new("w"), "", &bytes).unwrap();
-        assert_eq!(w.values("a", &[2, 3]).unwrap(), values);
-        assert_eq!(w.values("d", &[6]).unwrap(), values);
-        let brain: Vec<f32> = values.iter().map(|&v| bf16::from_f32(v).to_f32()).collect();
-        assert_eq!(w.values("b", &[6]).unwrap(), brain);
-        assert!(w.values("c", &[3]).unwrap_err().to_string().contains("U8"));
+        let values = |key: &str, shape: &[usize]| opened(&bytes, |w| w.stem().values(key, shape));
+        assert_eq!(values("a", &[2, 3]).unwrap(), numbers);
+        assert_eq!(values("d", &[6]).unwrap(), numbers);
+        let brain: Vec<f32> = numbers.iter().map(|&v| bf16::from_f32(v).to_f32()).collect();
+        assert_eq!(values("b", &[6]).unwrap(), brain);
+        assert!(values("c", &[3]).unwrap_err().to_string().contains("U8"));
     }
 
     #[test]
@@ -234,8 +306,8 @@ mod tests {
         refused(b"", "incomplete");
         refused(&good[..good.len() - 1], "incomplete");
         refused(&good[..40], "incomplete");
-        refused(b"PK\x03\x04 and so on, for more than eight bytes", "PyTorch");
-        refused(b"a text file of more than eight bytes", "not a safetensors file");
+        refused(b"a text file of more than eight bytes", "neither a safetensors file nor a PyTorch file");
+        refused(b"\x80\x04 a pickle of something else", "a pickle");
         for (at, value, word) in [
             (0, f32::NAN, "\"c.weight\" holds NaN at position 2"),
             (3, f32::INFINITY, "\"n.running_mean\" holds inf at position 2"),

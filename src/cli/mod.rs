@@ -14,9 +14,11 @@ mod pictures;
 mod predict;
 mod report;
 mod selftest;
+mod start;
 mod thresholds;
 mod train;
 mod ui;
+mod weights;
 
 use std::process::ExitCode;
 
@@ -56,6 +58,7 @@ enum Verb {
     Model(model::ModelVerbArgs),
     Demo(demo::DemoArgs),
     Features(features::FeaturesArgs),
+    Weights(weights::WeightsArgs),
     Doctor(doctor::DoctorArgs),
     Completions(completions::CompletionsArgs),
     Man(completions::ManArgs),
@@ -105,6 +108,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Model(args) => model::run(args),
         Verb::Demo(args) => demo::run(args),
         Verb::Features(args) => features::run(args),
+        Verb::Weights(args) => weights::run(args),
         Verb::Doctor(args) => doctor::run(args),
         Verb::Completions(args) => completions::completions(args, command()),
         Verb::Man(args) => completions::man(args, command()),

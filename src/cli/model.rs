@@ -84,7 +84,7 @@ fn describe(info: &ModelInfo, head: &Head, parameters: u128, bytes: usize) -> St
                 train.precision.name()
             ),
         ),
-        ("score", info.protocol.describe()),
+        ("score", info.protocol.name.clone()),
         ("golden", format!("{} for `grad selftest`", count(info.golden.len(), "picture"))),
     ];
     if info.calibration.is_none() {

@@ -46,6 +46,7 @@ impl ModelArgs {
         let info = &detector.info;
         config.image_size = info.image_size;
         config.backbone = detector.kind();
+        detector.backbone.doubts().iter().for_each(|doubt| ui.warn(doubt));
         ui.note("model", format_args!("{} on {}", info.head.kind.name(), info.backbone));
         machine::on_device(ui, &config.clone(), Some(info.train.precision), |device| work(config, detector.to(device)?))
     }

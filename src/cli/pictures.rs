@@ -72,6 +72,7 @@ impl Pictures {
             let bar = ui.bar("features", paths.len());
             Features::open_or_compute(cache, backbone, config.image_size, &paths, &|done, _| bar.at(done))?
         };
+        backbone.doubts().iter().for_each(|doubt| ui.warn(doubt));
         features.warnings().iter().for_each(|warning| ui.warn(warning));
         let seconds = started.elapsed().as_secs_f64();
         let [h, w, c] = features.shape();

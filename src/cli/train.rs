@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use super::start::Start;
 use super::ui::{OutputArgs, Ui};
 use super::{interrupt, machine};
 use crate::config::{Config, ExtractorArgs, MachineArgs, RecipeArgs, Settings, SourceArgs};
 use crate::error::{Error, Result};
-use crate::metrics::Metrics;
 use crate::run_folder::RunFolder;
 use job::{Job, Trained};
 
@@ -34,6 +34,7 @@ Examples:
   grad train --resume runs/parts --epochs 80       train longer
   grad train --data parts --seeds 1,2,3            mean and spread
   grad train --data parts --separate               a model for each class
+  grad train --from runs/parts --data new_parts    start from its weights
   grad train --config runs/parts/config.toml --seed 1";
 
 /// Train a model on pictures without defects, then measure it
@@ -45,6 +46,9 @@ pub struct TrainArgs {
     /// Go on with the run in this folder
     #[arg(long, value_name = "DIR", conflicts_with_all = ["config", "out"], help_heading = "Training")]
     resume: Option<PathBuf>,
+    /// Start from this model, in a new run
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["resume", "seeds", "separate"], help_heading = "Training")]
+    from: Option<PathBuf>,
     #[command(flatten)]
     recipe: RecipeArgs,
     #[command(flatten)]
@@ -56,9 +60,13 @@ pub struct TrainArgs {
 }
 
 pub fn run(args: TrainArgs) -> Result<()> {
-    let TrainArgs { source, recipe, extractor, machine, resume, output } = args;
+    let TrainArgs { source, recipe, extractor, machine, resume, from, output } = args;
     let ui = Ui::new(output);
-    let flags = Settings { machine, source, extractor, recipe };
+    let mut flags = Settings { machine, source, extractor, recipe };
+    let start = from.as_deref().map(Start::open).transpose()?;
+    if let Some(start) = &start {
+        start.settle(&mut flags);
+    }
     let resumed = resume.is_some();
     let mut config = match &resume {
         None => Config::settle(flags)?,
@@ -78,7 +86,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
             return many::train(&ui, &config, device, run);
         }
         let resume = run.path().to_owned();
-        let trained = Job { ui: &ui, config: &config, device, run, resumed, resume }.train()?;
+        let trained = Job { ui: &ui, config: &config, device, run, resumed, resume, start: start.as_ref() }.train()?;
         ui.result(&json(&trained), table(&trained))
     })
 }
@@ -98,7 +106,11 @@ fn json(trained: &Trained) -> serde_json::Value {
 
 /// The same for people.
 fn table(trained: &Trained) -> String {
-    trained.metrics.as_ref().map(Metrics::table).unwrap_or_default()
+    match (&trained.metrics, &trained.oracle) {
+        (Some(metrics), Some(best)) => metrics.table_with_oracle(&best.metrics, best.epoch),
+        (Some(metrics), None) => metrics.table(),
+        (None, _) => String::new(),
+    }
 }
 
 /// The settings of the run, with the few changes that are allowed.

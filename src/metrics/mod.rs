@@ -54,23 +54,35 @@ impl Metrics {
         let classes: BTreeMap<_, _> = with_intervals
             .map(|((name, class), intervals)| (name, ClassMetrics { intervals, ..class.metrics }))
             .collect();
+        Self::of_classes(protocol.name.clone(), protocol.describe(), classes, of_mean)
+    }
+
+    /// One table of what several models measured, each on classes of its own, by the same protocol; `None` without any.
+    /// The mean has no interval: that would take the scores.
+    pub fn joined(parts: Vec<Metrics>) -> Option<Self> {
+        let Metrics { protocol, convention, .. } = parts.first()?;
+        let (protocol, convention) = (protocol.clone(), convention.clone());
+        let classes = parts.into_iter().flat_map(|part| part.classes).collect();
+        Some(Self::of_classes(protocol, convention, classes, None))
+    }
+
+    fn of_classes(
+        protocol: String,
+        convention: String,
+        classes: BTreeMap<String, ClassMetrics>,
+        intervals: Option<Intervals>,
+    ) -> Self {
         let total = |count: fn(&ClassMetrics) -> usize| classes.values().map(count).sum();
         let mean = ClassMetrics {
             good: total(|c| c.good),
             defective: total(|c| c.defective),
             vanished: total(|c| c.vanished),
             unmasked: total(|c| c.unmasked),
-            intervals: of_mean,
+            intervals,
             ..ClassMetrics::combine(|figure: Figure| mean(classes.values().filter_map(figure)))
         };
-        Self {
-            protocol: protocol.name.clone(),
-            convention: protocol.describe(),
-            warnings: classes.iter().flat_map(|(name, class)| class.warnings(name)).collect(),
-            interval_method: bootstrap::method(),
-            classes,
-            mean,
-        }
+        let warnings = classes.iter().flat_map(|(name, class)| class.warnings(name)).collect();
+        Self { protocol, convention, interval_method: bootstrap::method(), warnings, classes, mean }
     }
 }
 
@@ -172,6 +184,14 @@ mod tests {
         assert_eq!((mean.image_auroc, mean.pixel_auroc, mean.image_ap), (Some(0.620625), Some(0.975), None));
         assert_eq!((mean.good, mean.defective), (27, 72));
         assert_eq!(metrics(&[]).mean, ClassMetrics::default());
+    }
+
+    #[test]
+    fn models_of_single_classes_make_one_table() {
+        let whole = example();
+        let parts = whole.classes.iter().map(|(name, class)| metrics(&[(name, class.clone())])).collect();
+        assert_eq!(Metrics::joined(parts), Some(whole));
+        assert_eq!(Metrics::joined(vec![]), None);
     }
 
     #[test]

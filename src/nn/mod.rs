@@ -10,7 +10,7 @@ pub use basic_block::BasicBlock;
 pub use mobile_bottleneck::MobileBottleneck;
 pub use norm::Norm;
 pub(crate) use norm::shared;
-pub use params::{Builder, Id, Init, Params, Role};
+pub use params::{Builder, Entry, Id, Init, Params, Role};
 pub use pointwise::Pointwise;
 
 use std::cell::RefCell;

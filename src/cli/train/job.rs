@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 
 use super::super::pictures::{Cached, Pictures, Selection};
+use super::super::start::Start;
 use super::super::ui::{Bar, Ui, count, size};
 use super::super::{interrupt, thresholds};
 use super::oracle::{Best, Oracle};
@@ -39,6 +40,8 @@ pub struct Job<'a> {
     pub run: RunFolder,
     /// Whether it goes on from its checkpoint.
     pub resumed: bool,
+    /// The model it starts from, if it is not a fresh one.
+    pub start: Option<&'a Start>,
     /// What `--resume` needs to go on with it, or with the whole that it is part of.
     pub resume: PathBuf,
 }
@@ -189,11 +192,17 @@ impl Job<'_> {
                 k
             }
         };
-        let head = config.head(cached.features.shape(), mse_coef);
+        let (head, trainer) = match self.start {
+            Some(start) => start.trainer(config, backbone, cached.features.shape())?,
+            None => {
+                let head = config.head(cached.features.shape(), mse_coef);
+                (head.clone(), Trainer::new(head, config.train())?)
+            }
+        };
         let info = ModelInfo {
             format: FORMAT,
             version: env!("CARGO_PKG_VERSION").into(),
-            head: head.clone(),
+            head,
             backbone: config.backbone.name().into(),
             backbone_digest: backbone.digest().to_string(),
             image_size: config.image_size,
@@ -209,14 +218,17 @@ impl Job<'_> {
             calibration: None,
             golden: vec![],
         };
-        Ok((info, Trainer::new(head, config.train())?))
+        if let Some(start) = self.start {
+            self.ui.note("start", start.describe());
+        }
+        Ok((info, trainer))
     }
 
     /// The trainer of the checkpoint, if it belongs to these pictures and this backbone.
     fn reopen(&self, backbone: &Backbone, pictures: &Pictures, images: usize) -> Result<(ModelInfo, Trainer)> {
         let path = self.run.checkpoint();
         let (mut info, mut trainer) = load_checkpoint(&path)?;
-        if info.backbone_digest != backbone.digest().to_string() {
+        if !backbone.is(&info.backbone_digest) {
             let help = "resume with the --backbone-weights that the run began with";
             return Err(Error::model(path, "it was trained on features of other backbone weights", help));
         }

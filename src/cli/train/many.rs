@@ -20,7 +20,6 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::metrics::{Metrics, Spread};
 use crate::run_folder::RunFolder;
-use crate::score::Protocol;
 
 /// One of the runs.
 struct Member {
@@ -45,16 +44,16 @@ pub fn train(ui: &Ui, config: &Config, device: &Device, mut whole: RunFolder) ->
     }
     // In the order asked for.
     let seeds: Vec<u64> = if config.seeds.is_empty() { vec![config.seed] } else { config.seeds.clone() };
-    let all: Vec<Metrics> = seeds.iter().filter_map(|seed| by_seed.remove(seed)).map(joined).collect();
-    let spread = Spread::of(&all);
+    let all: Vec<Metrics> = seeds.iter().filter_map(|seed| by_seed.remove(seed)).filter_map(Metrics::joined).collect();
+    let spread = if all.len() > 1 { Some(Spread::of(&all)?) } else { None };
     let value = json!({ "run": whole.path().display().to_string(), "seeds": seeds, "metrics": all, "spread": spread });
     let text = serde_json::to_string_pretty(&value).expect("figures are plain data") + "\n";
     write_atomic(whole.path().join("summary.json"), |file| file.write_all(text.as_bytes()))?;
     ui.note("done", format_args!("{} in {}", count(members.len(), "run"), whole.path().display()));
-    let table = match (&all[..], spread) {
-        ([], _) => String::new(),
-        ([one], _) => one.table(),
-        (_, spread) => spread.table(),
+    let table = match (&all[..], &spread) {
+        (_, Some(spread)) => spread.table(),
+        ([one, ..], None) => one.table(),
+        ([], None) => String::new(),
     };
     ui.result(&value, table)
 }
@@ -114,7 +113,7 @@ impl Member {
             }
         };
         let resume = whole.path().to_owned();
-        Ok(Job { ui, config: &self.config, device, run, resumed, resume }.train()?.metrics)
+        Ok(Job { ui, config: &self.config, device, run, resumed, resume, start: None }.train()?.metrics)
     }
 
     /// The figures of a finished run.
@@ -127,10 +126,4 @@ impl Member {
         let damaged = |e| Error::data(&path, format!("is damaged: {e}"), "remove it: it is written anew");
         serde_json::from_str(&text).map(Some).map_err(damaged)
     }
-}
-
-/// One table of the classes that several runs measured.
-fn joined(all: Vec<Metrics>) -> Metrics {
-    let classes = all.into_iter().flat_map(|metrics| metrics.classes).collect();
-    Metrics::new(&Protocol::official(), classes)
 }

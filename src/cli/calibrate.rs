@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::model_args::ModelArgs;
+use super::pictures::NAMED;
 use super::thresholds;
 use super::ui::{OutputArgs, Ui, count};
 use crate::calibrate::{Calibration, DEFAULT_TARGET, GoodScore};
 use crate::checkpoint::save_model;
 use crate::config::{Cache, Config, SourceArgs, suggest};
+use crate::data::finding::brief;
 use crate::data::{Dataset, Item, fingerprint};
 use crate::detector::Detector;
 use crate::error::{Error, Result};
@@ -82,7 +84,7 @@ fn from_pictures(
     target: f64,
 ) -> Result<Calibration> {
     let dataset = Dataset::open(folders)?;
-    dataset.warnings.iter().for_each(|warning| ui.warn(warning));
+    brief(&dataset.findings, NAMED).iter().for_each(|finding| ui.warn(finding));
     let known = &detector.info.classes;
     if let Some(unknown) = class.filter(|name| !known.is_empty() && !known.iter().any(|k| k == name)) {
         let what = format!("the model was not trained on a class `{unknown}`");

@@ -55,7 +55,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
         let test = cached.select(Split::Test);
         if test.is_empty() {
             let help = "add some, as CLASS/test/good/ and CLASS/test/DEFECT/";
-            return Err(Error::data(&pictures.origin, "holds no test pictures", help));
+            return Err(Error::data(pictures.dataset.root(), "holds no test pictures", help));
         }
         let metrics = {
             let bar = ui.bar("evaluate", test.len());

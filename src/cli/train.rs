@@ -24,8 +24,8 @@ const MORE: &str = "\
 Learns from ROOT/CLASS/train/good/*, measures on ROOT/CLASS/test/{good,DEFECT}/*
 with the masks of ROOT/CLASS/ground_truth/DEFECT/*. Thresholds come from good
 pictures it does not learn from: ROOT/CLASS/validation/good/*, or a tenth of the
-training pictures. Without --data, on the demo set. Everything it makes goes to a
-folder of its own.
+training pictures. `grad data check -h` lists other layouts. Without --data, on
+the demo set. Everything it makes goes to a folder of its own.
 
 Examples:
   grad train

@@ -69,7 +69,7 @@ mod tests {
         assert!(some.items.iter().all(|item| item.label == Label::Good));
         let mut nearly_all = dataset(&[40, 4, 25, 1], 0);
         hold_out(&mut nearly_all, 0.999);
-        assert!((0..4).all(|class| nearly_all.train().any(|item| item.class == class)));
+        assert!((0..4).all(|class| nearly_all.of(Split::Train).any(|item| item.class == class)));
     }
 
     #[test]

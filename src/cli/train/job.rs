@@ -71,6 +71,7 @@ impl Job<'_> {
         let why = if by_default { ": the default, the smallest of the three" } else { "" };
         ui.note("model", format_args!("{}{why}", config.model.name()));
         let mut pictures = Pictures::open(ui, config)?;
+        pictures.dataset.require_training()?;
         self.hold_out(&mut pictures);
         let backbone = open_backbone(config.backbone, config.backbone_weights.as_deref())?.to(self.device)?;
         let backbone = Arc::new(backbone);
@@ -183,7 +184,7 @@ impl Job<'_> {
                 let k = 0.5 / energy;
                 if !(k.is_finite() && k > 0.0) {
                     return Err(Error::data(
-                        &pictures.dataset.root,
+                        pictures.dataset.root(),
                         format!("the features of the training pictures have a mean energy of {energy}"),
                         "the gate cannot be fitted to them: give --mse-coef, or other pictures",
                     ));
@@ -212,7 +213,7 @@ impl Job<'_> {
             train: config.train(),
             record: vec![],
             images: train.len(),
-            data: vec![pictures.origin.clone()],
+            data: pictures.origins.clone(),
             hold_out: config.hold_out,
             trained_on: fingerprints(train)?,
             calibration: None,
@@ -241,7 +242,7 @@ impl Job<'_> {
                 info.images,
                 info.classes.join(", ")
             );
-            return Err(Error::data(&pictures.dataset.root, what, "bring the pictures back, or start another run"));
+            return Err(Error::data(pictures.dataset.root(), what, "bring the pictures back, or start another run"));
         }
         let done = trainer.progress.epoch + usize::from(trainer.progress.step > 0);
         if done > self.config.epochs {

@@ -49,7 +49,9 @@ pub fn run(args: EvalArgs) -> Result<()> {
         ui.note("model", format_args!("{} on {}", info.head.kind.name(), info.backbone));
         config.image_size = info.image_size;
         config.backbone = BackboneKind::find(&info.backbone).unwrap_or(config.backbone);
-        config.data = config.data.take().or_else(|| info.data.first().filter(|d| *d != DEMO).map(PathBuf::from));
+        if config.data.is_empty() {
+            config.data = info.data.iter().filter(|data| *data != DEMO).map(PathBuf::from).collect();
+        }
         let pictures = Pictures::open(&ui, &config)?;
         for unknown in pictures.dataset.classes.iter().filter(|class| !info.classes.contains(class)) {
             ui.warn(format_args!("{unknown}: the model was not trained on this class"));
@@ -58,7 +60,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
         let test = cached.select(Split::Test);
         if test.is_empty() {
             let help = "add some, as CLASS/test/good/ and CLASS/test/DEFECT/";
-            return Err(Error::data(&pictures.dataset.root, "holds no test pictures", help));
+            return Err(Error::data(pictures.dataset.root(), "holds no test pictures", help));
         }
         let metrics = {
             let bar = ui.bar("evaluate", test.len());

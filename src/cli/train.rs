@@ -32,7 +32,8 @@ const MAY_CHANGE: [&str; 7] = ["epochs", "data", "backbone_weights", "cache", "t
 const MORE: &str = "\
 Learns from ROOT/CLASS/train/good/*, measures on ROOT/CLASS/test/{good,DEFECT}/*
 with the masks of ROOT/CLASS/ground_truth/DEFECT/*. Without --data, on the demo
-set. Everything it makes goes to a folder of its own.
+set. `grad data check -h` lists other layouts. Everything it makes goes to a
+folder of its own.
 
 Examples:
   grad train
@@ -114,6 +115,7 @@ impl Job<'_> {
         let why = if by_default { ": the default, the smallest of the three" } else { "" };
         ui.note("model", format_args!("{}{why}", config.model.name()));
         let pictures = Pictures::open(ui, config)?;
+        pictures.dataset.require_training()?;
         let backbone = open_backbone(config.backbone, config.backbone_weights.as_deref())?.to(self.device)?;
         let cached = pictures.features(ui, config, &backbone, None)?;
         if interrupt::requested() {
@@ -169,7 +171,7 @@ impl Job<'_> {
                 let k = 0.5 / energy;
                 if !(k.is_finite() && k > 0.0) {
                     return Err(Error::data(
-                        &pictures.dataset.root,
+                        pictures.dataset.root(),
                         format!("the features of the training pictures have a mean energy of {energy}"),
                         "the gate cannot be fitted to them: give --mse-coef, or other pictures",
                     ));
@@ -192,7 +194,7 @@ impl Job<'_> {
             train: config.train(),
             record: vec![],
             images: train.len(),
-            data: vec![pictures.origin.clone()],
+            data: pictures.origins.clone(),
         };
         Ok((info, Trainer::new(head, config.train())?))
     }
@@ -214,7 +216,7 @@ impl Job<'_> {
                 info.images,
                 info.classes.join(", ")
             );
-            return Err(Error::data(&pictures.dataset.root, what, "bring the pictures back, or start another run"));
+            return Err(Error::data(pictures.dataset.root(), what, "bring the pictures back, or start another run"));
         }
         let done = trainer.progress.epoch + usize::from(trainer.progress.step > 0);
         if done > self.config.epochs {

@@ -1,5 +1,6 @@
 //! The command line: one file per verb, each of them thin. Results go to stdout, everything else to stderr.
 
+mod data;
 mod demo;
 mod doctor;
 mod eval;
@@ -21,6 +22,7 @@ use crate::error::{Error, Result};
 const EXAMPLES: &str = "\
 Examples:
   grad train                                  train on the demo set
+  grad data check parts                       look for mistakes in pictures
   grad train --data parts --out runs/parts    train on your own pictures
   grad eval runs/parts                        measure on its test pictures
   grad predict runs/parts new/*.jpg           scores and heat maps
@@ -43,6 +45,7 @@ enum Verb {
     Train(Box<train::TrainArgs>),
     Eval(eval::EvalArgs),
     Predict(predict::PredictArgs),
+    Data(data::DataArgs),
     Demo(demo::DemoArgs),
     Features(features::FeaturesArgs),
     Doctor(doctor::DoctorArgs),
@@ -74,7 +77,10 @@ pub fn main() -> ExitCode {
 /// The short help, for `--help` too: one line per flag. Variables are named by a rule, so they need not be listed.
 fn compact(verb: Command) -> Command {
     let help = Arg::new("help").short('h').long("help").action(ArgAction::HelpShort).help("Print help");
-    verb.mut_args(|arg| arg.hide_env(true)).disable_help_flag(true).arg(help.help_heading("Output"))
+    verb.mut_subcommands(compact)
+        .mut_args(|arg| arg.hide_env(true))
+        .disable_help_flag(true)
+        .arg(help.help_heading("Output"))
 }
 
 fn run(verb: Verb) -> Result<()> {
@@ -82,6 +88,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Train(args) => train::run(*args),
         Verb::Eval(args) => eval::run(args),
         Verb::Predict(args) => predict::run(args),
+        Verb::Data(args) => data::run(args),
         Verb::Demo(args) => demo::run(args),
         Verb::Features(args) => features::run(args),
         Verb::Doctor(args) => doctor::run(args),

@@ -6,6 +6,7 @@
 //! Training and testing prepare a picture the same way, with no augmentation (specification 3), so whatever a frozen
 //! backbone makes of it is a constant.
 
+pub mod check;
 pub mod decode;
 pub mod demo;
 pub mod finding;

@@ -1,7 +1,8 @@
 //! Settings: flag > environment variable > file > default, settled into one checked [`Config`].
 //!
 //! Each setting is written once, as a field of one of four groups: it is a flag (`--grid-rate`), an environment variable
-//! (`GRAD_GRID_RATE`) and a key of the `--config` file (`grid_rate`). clap reads the first two, serde the third.
+//! (`GRAD_GRID_RATE`) and a key of the `--config` file (`grid_rate`). clap reads the first two, serde the third. Only
+//! `GRAD_DATA` is read here: it is a list of paths as `PATH` is one.
 //! A key that is none of them is an error that names the file, the line and the nearest key.
 
 use std::path::PathBuf;
@@ -107,9 +108,10 @@ pub struct MachineArgs {
 #[serde(default)]
 #[command(next_help_heading = "Pictures")]
 pub struct SourceArgs {
-    /// Folder of pictures, one folder per class
-    #[arg(long, env = "GRAD_DATA", value_name = "DIR")]
-    pub data: Option<PathBuf>,
+    /// Pictures: a folder or manifest; may be repeated
+    #[arg(long, value_name = "DIR")]
+    #[serde(deserialize_with = "value::one_or_many")]
+    pub data: Option<Vec<PathBuf>>,
     /// Only these, comma-separated [default: all]
     #[arg(long, env = "GRAD_CLASSES", value_name = "NAMES", value_delimiter = ',')]
     pub classes: Option<Vec<String>>,
@@ -262,8 +264,9 @@ pub struct Config {
     pub backbone_weights: Option<PathBuf>,
     /// Side of a prepared picture, pixels.
     pub image_size: usize,
-    /// Folder of pictures; `None` for the demo set.
-    pub data: Option<PathBuf>,
+    /// Folders and manifests of pictures; empty for the demo set.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub data: Vec<PathBuf>,
     /// Only these classes; empty for all.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub classes: Vec<String>,
@@ -339,8 +342,8 @@ impl Config {
         let model = pick!(recipe.model);
         let kind = model.unwrap_or(ModelKind::CradS);
         let backbone = pick!(extractor.backbone).unwrap_or(BackboneKind::Lite0);
-        let data = pick!(source.data);
-        let train = if data.is_some() { TrainConfig::published(kind) } else { TrainConfig::demo(kind) };
+        let data = flags.source.data.or_else(value::data_of_environment).or(file.source.data).unwrap_or_default();
+        let train = if data.is_empty() { TrainConfig::demo(kind) } else { TrainConfig::published(kind) };
         // Only its numbers count here: the shape of the features and the gate's constant are found later.
         let head = HeadConfig::published(kind, [1, 1, 1], B4_MSE_COEF);
         let config = Config {

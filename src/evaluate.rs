@@ -38,7 +38,7 @@ pub fn evaluate(
             for (scored, &i) in detector.score_features(&inputs)?.iter().zip(chunk) {
                 let item = items[i];
                 // A defect whose place nobody marked says nothing about pixels.
-                let known = item.mask.is_some() || item.label.is_good();
+                let known = !item.masks.is_empty() || item.label.is_good();
                 let mask = known.then(|| load_mask_by(item, size, protocol.mask)).transpose()?;
                 scores.push(scored, mask.as_deref(), !item.label.is_good())?;
             }

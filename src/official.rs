@@ -120,6 +120,10 @@ impl Official {
             record: vec![],
             images: 0,
             data: vec![],
+            hold_out: 0.0,
+            trained_on: vec![],
+            calibration: None,
+            golden: vec![],
         }
     }
 }

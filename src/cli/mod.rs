@@ -2,6 +2,7 @@
 
 mod calibrate;
 mod completions;
+mod data;
 mod demo;
 mod doctor;
 mod eval;
@@ -12,7 +13,7 @@ mod model;
 mod model_args;
 mod pictures;
 mod predict;
-mod report;
+//mod report;
 mod selftest;
 mod start;
 mod thresholds;
@@ -30,6 +31,7 @@ use crate::error::{Error, Result};
 const EXAMPLES: &str = "\
 Examples:
   grad train                                  train on the demo set
+  grad data check parts                       look for mistakes in pictures
   grad train --data parts --out runs/parts    train on your own pictures
   grad predict runs/parts new/*.jpg           verdicts and heat maps
   grad eval runs/parts                        measure on its test pictures
@@ -53,9 +55,10 @@ enum Verb {
     Calibrate(calibrate::CalibrateArgs),
     Eval(eval::EvalArgs),
     Predict(predict::PredictArgs),
-    Report(report::ReportArgs),
+    //Report(report::ReportArgs),
     Selftest(selftest::SelftestArgs),
     Model(model::ModelVerbArgs),
+    Data(data::DataArgs),
     Demo(demo::DemoArgs),
     Features(features::FeaturesArgs),
     Weights(weights::WeightsArgs),
@@ -94,7 +97,10 @@ fn command() -> Command {
 /// The short help, for `--help` too: one line per flag. Variables are named by a rule, so they need not be listed.
 fn compact(verb: Command) -> Command {
     let help = Arg::new("help").short('h').long("help").action(ArgAction::HelpShort).help("Print help");
-    verb.mut_args(|arg| arg.hide_env(true)).disable_help_flag(true).arg(help.help_heading("Output"))
+    verb.mut_subcommands(compact)
+        .mut_args(|arg| arg.hide_env(true))
+        .disable_help_flag(true)
+        .arg(help.help_heading("Output"))
 }
 
 fn run(verb: Verb) -> Result<()> {
@@ -103,9 +109,10 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Calibrate(args) => calibrate::run(args),
         Verb::Eval(args) => eval::run(args),
         Verb::Predict(args) => predict::run(args),
-        Verb::Report(args) => report::run(args),
+        //Verb::Report(args) => report::run(args),
         Verb::Selftest(args) => selftest::run(args),
         Verb::Model(args) => model::run(args),
+        Verb::Data(args) => data::run(args),
         Verb::Demo(args) => demo::run(args),
         Verb::Features(args) => features::run(args),
         Verb::Weights(args) => weights::run(args),

@@ -9,10 +9,14 @@ use super::ui::{Ui, count};
 use crate::backbone::Backbone;
 use crate::config::{Cache, Config, DEMO_SEED, demo_counts, suggest};
 use crate::data::demo::write_demo;
+use crate::data::finding::brief;
 use crate::data::{Dataset, Item, Split};
 use crate::error::{Error, Result};
 use crate::features::Features;
 use crate::train::FeatureSource;
+
+/// Findings of a kind that are named before a run; `grad data check` names all.
+pub const NAMED: usize = 3;
 
 /// What a model file says of pictures that come with the program.
 pub const DEMO: &str = "demo";
@@ -20,40 +24,41 @@ pub const DEMO: &str = "demo";
 /// A dataset, and where it came from.
 pub struct Pictures {
     pub dataset: Dataset,
-    /// The folder, or [`DEMO`].
-    pub origin: String,
+    /// The folders and manifests, or [`DEMO`].
+    pub origins: Vec<String>,
     /// Holds the demo set when there is no cache; removed at the end.
     _temporary: Option<TempDir>,
 }
 
 impl Pictures {
-    /// Scans the user's folder, or writes the demo set into the cache unless it is there.
+    /// Opens the user's data sets, or writes the demo set into the cache unless it is there.
     ///
     /// # Errors
-    /// What scanning and writing refuse; [`Error::Config`] for a class that is not there.
+    /// What opening and writing refuse; [`Error::Config`] for a class that is not there.
     pub fn open(ui: &Ui, config: &Config) -> Result<Self> {
-        let (folder, temporary) = match (&config.data, &config.cache) {
-            (Some(folder), _) => (folder.clone(), None),
-            (None, Cache::Folder(cache)) => (demo(ui, &cache.join("demo"))?, None),
-            (None, Cache::None) => {
+        let (paths, temporary) = match (&config.data[..], &config.cache) {
+            ([], Cache::Folder(cache)) => (vec![demo(ui, &cache.join("demo"))?], None),
+            ([], Cache::None) => {
                 let home = tempfile::tempdir();
                 let home = home.map_err(|e| Error::io("create a folder in", std::env::temp_dir(), &e))?;
-                (demo(ui, &home.path().join("demo"))?, Some(home))
+                (vec![demo(ui, &home.path().join("demo"))?], Some(home))
             }
+            (paths, _) => (paths.to_vec(), None),
         };
-        let mut dataset = Dataset::scan(&folder)?;
-        dataset.warnings.iter().for_each(|warning| ui.warn(warning));
+        let mut dataset = Dataset::open(&paths)?;
+        brief(&dataset.findings, NAMED).iter().for_each(|warning| ui.warn(warning));
         if !config.classes.is_empty() {
             keep_classes(&mut dataset, &config.classes)?;
         }
-        let origin = if config.data.is_some() { folder.display().to_string() } else { DEMO.into() };
-        let (train, test) = (dataset.train().count(), dataset.test().count());
-        let classes = match &dataset.classes[..] {
-            [one] => format!("class {one}"),
-            many => format!("{} classes", many.len()),
+        let origins: Vec<String> = match config.data.is_empty() {
+            true => vec![DEMO.into()],
+            false => paths.iter().map(|path| path.display().to_string()).collect(),
         };
-        ui.note("data", format_args!("{origin}: {classes}, {} to train on, {test} to test", count(train, "picture")));
-        Ok(Pictures { dataset, origin, _temporary: temporary })
+        for (source, origin) in dataset.sources.iter().zip(&origins) {
+            ui.note("layout", format_args!("{origin}: {}", source.layout.describe()));
+        }
+        ui.note("data", format_args!("{}: {}", origins.join(", "), contents(&dataset)));
+        Ok(Pictures { dataset, origins, _temporary: temporary })
     }
 
     /// Features of the pictures of a split, or of all, from the cache as far as it has them.
@@ -132,17 +137,22 @@ fn demo(ui: &Ui, folder: &Path) -> Result<PathBuf> {
     Ok(folder.into())
 }
 
+/// `2 classes, 8 pictures to train on, 8 to test`.
+fn contents(dataset: &Dataset) -> String {
+    let classes = match &dataset.classes[..] {
+        [one] => format!("class {one}"),
+        many => format!("{} classes", many.len()),
+    };
+    let [train, held_out, test] = [Split::Train, Split::Validation, Split::Test].map(|split| dataset.of(split).count());
+    let held_out = if held_out == 0 { String::new() } else { format!("{held_out} good ones held out, ") };
+    format!("{classes}, {} to train on, {held_out}{test} to test", count(train, "picture"))
+}
+
 fn keep_classes(dataset: &mut Dataset, wanted: &[String]) -> Result<()> {
     if let Some(unknown) = wanted.iter().find(|name| !dataset.classes.contains(name)) {
-        let what = format!("{} has no class `{unknown}`", dataset.root.display());
+        let what = format!("{} has no class `{unknown}`", dataset.root().display());
         return Err(Error::config(what, suggest(unknown, &dataset.classes)));
     }
-    let all = std::mem::take(&mut dataset.classes);
-    dataset.items.retain(|item| wanted.contains(&all[item.class]));
-    dataset.classes = all.iter().filter(|name| wanted.contains(name)).cloned().collect();
-    for item in &mut dataset.items {
-        let name = &all[item.class];
-        item.class = dataset.classes.iter().position(|n| n == name).expect("only items of these classes are left");
-    }
+    dataset.keep_classes(wanted);
     Ok(())
 }

@@ -109,12 +109,21 @@ mod tests {
         assert_eq!(recipe.clip, Some(f64::INFINITY));
     }
 
+    /// Runs of earlier versions wrote a single path.
+    #[test]
+    fn data_is_a_path_or_a_list() {
+        let data = |text: &str| read(text).unwrap().source.data.unwrap();
+        assert_eq!(data("data = \"a b\""), [Path::new("a b")]);
+        assert_eq!(data("data = [\"a\", \"b\"]"), [Path::new("a"), Path::new("b")]);
+        assert!(read("data = 3").unwrap_err().to_string().contains("expected a path or a list of paths"));
+    }
+
     #[test]
     fn what_is_settled_reads_back_the_same() {
         let mut settings = Settings::default();
         settings.recipe.clip = Some(f64::INFINITY);
         settings.recipe.mse_coef = Some(MseCoef::Value(0.3));
-        settings.source.data = Some("some folder/ä".into());
+        settings.source.data = Some(vec!["some folder/ä".into(), "b".into()]);
         settings.machine.device = Some(DeviceChoice::Cpu);
         let config = Config::settle(settings).unwrap();
         let again = Config::settle(read(&config.to_toml()).unwrap()).unwrap();

@@ -176,6 +176,27 @@ impl TryFrom<String> for DeviceChoice {
     }
 }
 
+/// The paths of `GRAD_DATA`, separated as those of `PATH` are.
+pub(super) fn data_of_environment() -> Option<Vec<PathBuf>> {
+    let paths: Vec<PathBuf> = std::env::split_paths(&std::env::var_os("GRAD_DATA")?).collect();
+    let named: Vec<PathBuf> = paths.into_iter().filter(|path| !path.as_os_str().is_empty()).collect();
+    Some(named).filter(|paths| !paths.is_empty())
+}
+
+/// A path, or a list of paths, in a file.
+pub(super) fn one_or_many<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<PathBuf>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a path or a list of paths")]
+    enum Either {
+        One(PathBuf),
+        Many(Vec<PathBuf>),
+    }
+    Ok(Some(match Either::deserialize(from)? {
+        Either::One(path) => vec![path],
+        Either::Many(paths) => paths,
+    }))
+}
+
 /// `on` or `off`.
 pub(super) fn switch(text: &str) -> Result<bool, String> {
     match text {

@@ -31,6 +31,24 @@ pub struct Picture {
     pub rgb: Vec<u8>,
 }
 
+/// How a file stores the pixels of a picture. Whatever it is, they become RGB of 8 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mode {
+    /// Bits per channel: 8, or 16 of which the upper 8 are used. A palette or fewer bits count as 8.
+    pub bits: u8,
+    /// Whether there is more than brightness. The four inks of print count as colour.
+    pub colour: bool,
+    /// Whether there is a transparency, which is dropped.
+    pub alpha: bool,
+}
+
+impl std::fmt::Display for Mode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let colour = if self.colour { "colour" } else { "grey" };
+        write!(f, "{}-bit {colour}{}", self.bits, if self.alpha { " with alpha" } else { "" })
+    }
+}
+
 /// A decoded mask.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mask {
@@ -55,7 +73,15 @@ pub fn decode_file(path: &Path) -> Result<Picture> {
 /// # Errors
 /// [`Error::Data`] when the bytes are no picture, or only part of one.
 pub fn decode_bytes(path: &Path, bytes: &[u8]) -> Result<Picture> {
-    let image = open(path, bytes)?;
+    Ok(decode_with_mode(path, bytes)?.0)
+}
+
+/// As [`decode_bytes`], with how the file stores its pixels.
+///
+/// # Errors
+/// As [`decode_bytes`].
+pub fn decode_with_mode(path: &Path, bytes: &[u8]) -> Result<(Picture, Mode)> {
+    let (image, mode) = open(path, bytes)?;
     let (width, height) = (image.width() as usize, image.height() as usize);
     let rgb = match image {
         DynamicImage::ImageRgb8(p) => p.into_raw(),
@@ -68,7 +94,7 @@ pub fn decode_bytes(path: &Path, bytes: &[u8]) -> Result<Picture> {
         DynamicImage::ImageLumaA16(p) => p.pixels().flat_map(|p| [upper(p[0]); 3]).collect(),
         other => return Err(floating(path, &other)),
     };
-    Ok(Picture { width, height, rgb })
+    Ok((Picture { width, height, rgb }, mode))
 }
 
 /// Reads and decodes a mask. A pixel is 0 where every colour channel is 0, else the largest of them; a channel of 16 bits
@@ -77,7 +103,7 @@ pub fn decode_bytes(path: &Path, bytes: &[u8]) -> Result<Picture> {
 /// # Errors
 /// As [`decode_file`].
 pub fn decode_mask(path: &Path) -> Result<Mask> {
-    let image = open(path, &read(path)?)?;
+    let (image, _) = open(path, &read(path)?)?;
     let (width, height) = (image.width() as usize, image.height() as usize);
     let largest = |channels: &[u8]| channels.iter().copied().max().unwrap_or(0);
     let largest16 = |channels: &[u16]| channels.iter().map(|&v| upper(v).max(u8::from(v > 0))).max().unwrap_or(0);
@@ -110,7 +136,7 @@ fn floating(path: &Path, image: &DynamicImage) -> Error {
 }
 
 /// Decodes with limits, and turns the picture the way its EXIF orientation says.
-fn open(path: &Path, bytes: &[u8]) -> Result<DynamicImage> {
+fn open(path: &Path, bytes: &[u8]) -> Result<(DynamicImage, Mode)> {
     if bytes.is_empty() {
         return Err(Error::data(path, "is empty (0 bytes)", "copy or export the picture again, or remove the file"));
     }
@@ -135,12 +161,15 @@ fn open(path: &Path, bytes: &[u8]) -> Result<DynamicImage> {
         Error::data(path, format!("says it is {w}x{h} pixels, too large to decode"), help)
     })?;
     let orientation = decoder.orientation().map_err(refuse)?;
+    let color = decoder.color_type();
+    let bits = 8 * (color.bytes_per_pixel() / color.channel_count());
+    let mode = Mode { bits, colour: color.has_color(), alpha: color.has_alpha() };
     let mut image = DynamicImage::from_decoder(decoder).map_err(refuse)?;
     image.apply_orientation(orientation);
     if image.width() == 0 || image.height() == 0 {
         return Err(Error::data(path, "has no pixels", "remove the file"));
     }
-    Ok(image)
+    Ok((image, mode))
 }
 
 fn refusal(path: &Path, error: &ImageError) -> Error {
@@ -262,6 +291,17 @@ mod tests {
         assert_eq!(decode(Rgb16, &native(&wide)), [1, 2, 3, 4, 5, 6]);
         let wide = [0x1FF, 0x2FF, 0x3FF, 0, 0x4FF, 0x5FF, 0x6FF, 9];
         assert_eq!(decode(Rgba16, &native(&wide)), [1, 2, 3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn the_mode_is_that_of_the_file() {
+        use ExtendedColorType::{L8, La16, Rgb16, Rgba8};
+        let mode = |bytes: &[u8]| decode_with_mode(path(), bytes).unwrap().1.to_string();
+        assert_eq!(mode(&png(1, 1, L8, &[7])), "8-bit grey");
+        assert_eq!(mode(&png(1, 1, Rgba8, &[7; 4])), "8-bit colour with alpha");
+        assert_eq!(mode(&png(1, 1, La16, &[7; 4])), "16-bit grey with alpha");
+        assert_eq!(mode(&png(1, 1, Rgb16, &[7; 6])), "16-bit colour");
+        assert_eq!(mode(&fixture("cmyk.jpg").0), "8-bit colour");
     }
 
     #[test]

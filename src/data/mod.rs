@@ -6,8 +6,10 @@
 //! Training and testing prepare a picture the same way, with no augmentation (specification 3), so whatever a frozen
 //! backbone makes of it is a constant.
 
+pub mod check;
 pub mod decode;
 pub mod demo;
+pub mod finding;
 mod hold_out;
 pub mod layout;
 pub mod mask;
@@ -15,7 +17,7 @@ pub mod resize;
 
 pub use decode::{Mask, Picture, decode_bytes, decode_file, decode_mask};
 pub use hold_out::hold_out;
-pub use layout::{Dataset, Item, Label, Split};
+pub use layout::{Dataset, Item, Label, Layout, Source, Split};
 pub use mask::MaskRule;
 
 use std::path::Path;
@@ -39,8 +41,8 @@ pub fn preprocess(picture: &Picture, size: usize, mean: [f32; 3], std: [f32; 3])
     values
 }
 
-/// Where the defects of a picture are: `[size, size]`, 1 where its mask is anything but 0. Without a mask a good picture
-/// is all 0 and a defective one all 1. (Specification 3, step 4.)
+/// Where the defects of a picture are: `[size, size]`, 1 where any of its masks is anything but 0. Without a mask a good
+/// picture is all 0 and a defective one all 1. (Specification 3, step 4.)
 ///
 /// # Errors
 /// As [`decode_mask`].
@@ -53,10 +55,20 @@ pub fn load_mask(item: &Item, size: usize) -> Result<Vec<u8>> {
 /// # Errors
 /// As [`decode_mask`].
 pub fn load_mask_by(item: &Item, size: usize, rule: MaskRule) -> Result<Vec<u8>> {
-    let Some(path) = &item.mask else {
+    if item.masks.is_empty() {
         return Ok(vec![u8::from(!item.label.is_good()); size * size]);
-    };
-    Ok(rule.apply(&decode_mask(path)?, size))
+    }
+    let masks = item.masks.iter().map(|path| decode_mask(path)).collect::<Result<Vec<_>>>()?;
+    Ok(union(&masks, size, rule))
+}
+
+/// What masks that are decoded already mark together.
+fn union(masks: &[Mask], size: usize, rule: MaskRule) -> Vec<u8> {
+    let mut union = vec![0; size * size];
+    for mask in masks {
+        union.iter_mut().zip(rule.apply(mask, size)).for_each(|(all, v)| *all |= u8::from(v > 0));
+    }
+    union
 }
 
 /// A fingerprint of the bytes of a file: the first 64 bits of their BLAKE3 hash.
@@ -94,6 +106,19 @@ mod tests {
         }
     }
 
+    /// Names that shells and web pages trip over, a picture smaller than the network, and one that is black.
+    #[test]
+    fn any_name_and_any_size_can_be_prepared() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("line 3 – größe 検査.PNG");
+        for (width, height) in [(1, 1), (3, 200), (500, 7)] {
+            image::GrayImage::new(width, height).save_with_format(&file, image::ImageFormat::Png).unwrap();
+            let prepared = preprocess(&decode_file(&file).unwrap(), 224, MEAN, STD);
+            assert_eq!(prepared.len(), 224 * 224 * 3);
+            assert!(prepared.chunks(3).all(|pixel| (0..3).all(|c| pixel[c] == -MEAN[c] / STD[c])));
+        }
+    }
+
     #[test]
     fn a_mask_is_resized_and_made_of_zeros_and_ones() {
         let folder = tempfile::tempdir().unwrap();
@@ -105,14 +130,19 @@ mod tests {
             class: 0,
             split: Split::Test,
             label: Label::Defect("bent".into()),
-            mask: Some(file.clone()),
+            masks: vec![file.clone()],
         };
         assert_eq!(load_mask(&item, 2).unwrap(), [0, 1, 1, 0]);
-        item.mask = None;
+        // Another one of another size, with a defect in its last quarter: the union of both.
+        let second = folder.path().join("second.png");
+        image::GrayImage::from_raw(2, 2, vec![0, 0, 0, 254]).unwrap().save(&second).unwrap();
+        item.masks.push(second);
+        assert_eq!(load_mask(&item, 2).unwrap(), [0, 1, 1, 1]);
+        item.masks.clear();
         assert_eq!(load_mask(&item, 2).unwrap(), [1; 4]);
         item.label = Label::Good;
         assert_eq!(load_mask(&item, 2).unwrap(), [0; 4]);
-        item.mask = Some(folder.path().join("gone.png"));
+        item.masks = vec![folder.path().join("gone.png")];
         assert!(load_mask(&item, 2).unwrap_err().to_string().contains("gone.png"));
     }
 }

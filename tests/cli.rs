@@ -62,6 +62,13 @@ fn from_pictures_to_heat_maps() {
     let table = run(home, &["eval", "run/model.safetensors", "--data", "data", "-q"]).expect(0, &["worst"]);
     assert_eq!(table.stderr, "");
 
+    // Another protocol measures otherwise and says so; the model keeps its own.
+    let other = run(home, &["eval", "run", "--protocol", "dinomaly", "--json"]).expect(0, &[]).json();
+    assert_eq!(other["protocol"], "dinomaly");
+    assert_ne!(other["mean"]["pixel_auroc"], metrics["mean"]["pixel_auroc"]);
+    run(home, &["eval", "run", "--intervals", "-q"]).expect(0, &["protocol official", "95 % intervals"]);
+    run(home, &["eval", "run", "--protocol", "best"]).expect(2, &["dinomaly"]);
+
     // A corrupt picture among good ones: one row each, the rest is done.
     fs::write(home.join("data/bolt/test/good/bad.png"), b"no picture").unwrap();
     let args = ["predict", "run/model.safetensors", "data/bolt/test", "data/cloth/test/good/4.png", "gone.png"];

@@ -214,4 +214,16 @@ mod tests {
         assert_eq!(json["mean"]["pixel_auroc"], 0.975);
         assert_eq!(serde_json::from_value::<Metrics>(json).unwrap(), metrics);
     }
+
+    #[test]
+    fn a_file_from_before_recall_and_intervals_is_read() {
+        let class = r#"{"image_auroc":0.5,"pixel_auroc":null,"image_ap":0.5,"pixel_ap":null,"image_f1_max":0.5,
+            "pixel_f1_max":null,"good":1,"defective":2,"vanished":0,"unmasked":0}"#;
+        let text = format!(
+            r#"{{"protocol":"official","convention":"official: ...","classes":{{"a":{class}}},"mean":{class},"warnings":[]}}"#
+        );
+        let metrics: Metrics = serde_json::from_str(&text).unwrap();
+        assert_eq!(metrics.classes["a"].image_auroc, Some(0.5));
+        assert_eq!((metrics.mean.pixel_aupro, metrics.mean.image_recall, metrics.mean.intervals), (None, None, None));
+    }
 }

@@ -37,6 +37,7 @@ pub mod ops;
 pub mod optim;
 pub mod real;
 pub mod replay;
+pub mod report;
 pub mod rng;
 pub mod run_folder;
 pub mod score;

@@ -13,7 +13,7 @@ mod model;
 mod model_args;
 mod pictures;
 mod predict;
-//mod report;
+mod report;
 mod selftest;
 mod start;
 mod thresholds;
@@ -55,7 +55,7 @@ enum Verb {
     Calibrate(calibrate::CalibrateArgs),
     Eval(eval::EvalArgs),
     Predict(predict::PredictArgs),
-    //Report(report::ReportArgs),
+    Report(report::ReportArgs),
     Selftest(selftest::SelftestArgs),
     Model(model::ModelVerbArgs),
     Data(data::DataArgs),
@@ -109,7 +109,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Calibrate(args) => calibrate::run(args),
         Verb::Eval(args) => eval::run(args),
         Verb::Predict(args) => predict::run(args),
-        //Verb::Report(args) => report::run(args),
+        Verb::Report(args) => report::run(args),
         Verb::Selftest(args) => selftest::run(args),
         Verb::Model(args) => model::run(args),
         Verb::Data(args) => data::run(args),

@@ -11,6 +11,7 @@ mod text;
 
 pub use figure::{Legend, figure, mask_panel};
 pub use palette::colour;
+pub(crate) use palette::oklch;
 pub use regions::{Region, regions};
 
 use crate::atomic::write_atomic;
@@ -131,7 +132,7 @@ pub fn resize(map: &[f32], h: usize, w: usize, out_h: usize, out_w: usize) -> Re
 
 /// Outlines `map >= level`. Pixels beside the border paint a square, but only on their own side of it, so that the
 /// two lines meet exactly at the border whatever their width.
-fn outline(picture: &mut RgbImage, map: &[f32], level: f32) {
+pub(crate) fn outline(picture: &mut RgbImage, map: &[f32], level: f32) {
     let (width, height) = picture.dimensions();
     let inside = |x: u32, y: u32| map[(y * width + x) as usize] >= level;
     let reach = width.min(height) / 400;

@@ -21,8 +21,17 @@ pub fn colour(t: f32) -> [u8; 3] {
 /// Linear sRGB at `t`.
 fn at(t: f64) -> [f64; 3] {
     let along = |[from, to]: [f64; 2]| from + t * (to - from);
-    let (sin, cos) = along(HUE_DEGREES).to_radians().sin_cos();
-    oklab_to_linear(along(LIGHTNESS), CHROMA * cos, CHROMA * sin)
+    oklch_to_linear(along(LIGHTNESS), CHROMA, along(HUE_DEGREES))
+}
+
+/// sRGB of an OKLCh colour, its hue in degrees; what sRGB cannot show is clamped.
+pub(crate) fn oklch(lightness: f64, chroma: f64, hue: f64) -> [u8; 3] {
+    oklch_to_linear(lightness, chroma, hue).map(|linear| (encode(linear.clamp(0.0, 1.0)) * 255.0).round() as u8)
+}
+
+fn oklch_to_linear(lightness: f64, chroma: f64, hue: f64) -> [f64; 3] {
+    let (sin, cos) = hue.to_radians().sin_cos();
+    oklab_to_linear(lightness, chroma * cos, chroma * sin)
 }
 
 /// The two matrices of the OKLab definition.

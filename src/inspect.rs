@@ -1,0 +1,63 @@
+//! What a model knows of a picture: where its coordinates lie, and what the global grid holds there.
+//!
+//! ```text
+//! x [N, H, W, C] -> head -> local coordinates [N, H, W, 2], global coordinates [N, 2]       both in (−1, 1)
+//! (a, b)         -> global grid, bilinear -> map [H, W, C]
+//! ```
+//! Source: figures 3 and 4 of arXiv 2402.18293.
+
+use std::cell::RefCell;
+
+use rayon::prelude::*;
+
+use crate::detector::Detector;
+use crate::error::Result;
+use crate::nn::Context;
+use crate::ops::GridSample;
+use crate::tape::Tape;
+use crate::tensor::Tensor;
+
+/// The two pairs of coordinates that a picture is rebuilt from, horizontal first.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Coordinates {
+    /// One pair for each position, `[H, W, 2]`; `None` without a local branch.
+    pub local: Option<Vec<f32>>,
+    /// One pair; `None` without a global branch.
+    pub global: Option<[f32; 2]>,
+}
+
+/// The coordinates of pictures, from their features, each `[H, W, C]`.
+///
+/// # Errors
+/// What a device refuses; [`crate::Error::Shape`] for features of another size.
+pub fn coordinates(detector: &Detector, features: &[&[f32]]) -> Result<Vec<Coordinates>> {
+    let of = |x: &&[f32]| {
+        let seen: RefCell<[Option<Tensor>; 2]> = RefCell::default();
+        let observer = |name: &str, value: &Tensor| match name {
+            "local_coord" => seen.borrow_mut()[0] = Some(value.clone()),
+            "global_coord" => seen.borrow_mut()[1] = Some(value.clone()),
+            _ => {}
+        };
+        let context = Context::eval(&detector.params).observed(&observer);
+        detector.head.score(&context, &detector.placed(&[x])?)?;
+        let values = |t: Option<Tensor>| t.map(|t| Ok(t.to_host()?.data().to_vec())).transpose();
+        let [local, global] = seen.take();
+        let global: Option<Vec<f32>> = values(global)?;
+        Ok(Coordinates { local: values(local)?, global: global.map(|pair| [pair[0], pair[1]]) })
+    };
+    match detector.params.storage().gpu() {
+        None => features.par_iter().map(of).collect(),
+        Some(_) => features.iter().map(of).collect(),
+    }
+}
+
+/// What the global grid holds at a point, `[H, W, C]`; `None` without a global branch.
+///
+/// # Errors
+/// What a device refuses.
+pub fn sample_global(detector: &Detector, [a, b]: [f32; 2]) -> Result<Option<Vec<f32>>> {
+    let Some(grid) = detector.params.find("global_grid") else { return Ok(None) };
+    let grid = detector.params.tensor(grid).to_host()?;
+    let read = Tape::off().apply(GridSample {}, &[&grid, &Tensor::from_slice([1, 2], &[a, b])])?;
+    Ok(Some(read.data().to_vec()))
+}

@@ -8,7 +8,9 @@
 //! | `query.1` | `[1, K, R, R]` | `global_grid` `[R, R, H, W, C]` |
 //! | `coord.{0,2}` | `[to, from, 1, 1]`, bias | `local_coord.{0,1}` `[from, to]`, bias |
 //! | `coord_.{0,2}` | `[to, from]`, bias | `global_coord.{0,1}` `[from, to]`, bias |
-//! | `layer.I.conv.{0,1,3,4,5.fc.0,5.fc.2,7,8}` | `[O, I, KH, KW]`, `[O, I]`, `[C]` | `blocks.I.{expand,bn1,depthwise,bn2,se_reduce,se_expand,project,bn3}` |
+//! | `layer.I.conv.{0,3,7}` | `[O, I, KH, KW]` | `blocks.I.{expand,depthwise,project}`, inputs before outputs |
+//! | `layer.I.conv.5.fc.{0,2}` | `[O, I]` | `blocks.I.{se_reduce,se_expand}` `[I, O]` |
+//! | `layer.I.conv.{1,4,8}` | `[C]` | `blocks.I.{bn1,bn2,bn3}` |
 //! | `layer.0.I.{conv1,bn1,conv2,bn2}` | | `blocks.I.{conv1,bn1,conv2,bn2}` (GRAD) |
 //! | `recover` | `[C, 2C, 1, 1]` | `recover` `[2C, C]` |
 //!

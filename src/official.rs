@@ -207,12 +207,12 @@ fn counterpart(config: &HeadConfig, entry: &Entry) -> Counterpart {
 fn with_order(name: String, config: &HeadConfig, entry: &Entry) -> Counterpart {
     let &HeadConfig { channels, height, width, .. } = config;
     let ours = entry.shape.to_vec();
-    let (view, axes): (Vec<usize>, &[usize]) = match &ours[..] {
-        &[r, s, _, _, _] => (vec![channels, height, width, r, s], &[3, 4, 1, 2, 0]),
-        &[kh, kw, i, o] => (vec![o, i, kh, kw], &[2, 3, 1, 0]),
-        &[r, s, c] => (vec![c, r, s], &[1, 2, 0]),
-        &[from, to] => (vec![to, from], &[1, 0]),
-        _ => (ours, &[0]),
+    let (view, axes): (Vec<usize>, &[usize]) = match ours[..] {
+        [r, s, _, _, _] => (vec![channels, height, width, r, s], &[3, 4, 1, 2, 0]),
+        [kh, kw, i, o] => (vec![o, i, kh, kw], &[2, 3, 1, 0]),
+        [r, s, c] => (vec![c, r, s], &[1, 2, 0]),
+        [from, to] => (vec![to, from], &[1, 0]),
+        _ => (ours.clone(), &[0]),
     };
     Counterpart { name, view, axes }
 }
@@ -263,7 +263,7 @@ fn moments(
     let trained = |name: &&str| !untrained.iter().any(|ending| name.ends_with(ending));
     let names: Vec<&str> = state.entries().filter_map(|(key, _)| key.text()).filter(trained).collect();
     let is_grid = |name: &&&str| name.split('.').nth(2).is_some_and(|part| part.contains("query"));
-    let (grids, others): (Vec<&str>, Vec<&str>) = names.iter().partition(|name| is_grid(&name));
+    let (grids, others): (Vec<&str>, Vec<&str>) = names.iter().partition(|name| is_grid(name));
     let groups: Vec<Vec<Option<i64>>> = saved
         .get("param_groups")
         .map(|groups| {

@@ -8,7 +8,9 @@
 //! | `query.1` | `[1, K, R, R]` | `global_grid` `[R, R, H, W, C]` |
 //! | `coord.{0,2}` | `[to, from, 1, 1]`, bias | `local_coord.{0,1}` `[from, to]`, bias |
 //! | `coord_.{0,2}` | `[to, from]`, bias | `global_coord.{0,1}` `[from, to]`, bias |
-//! | `layer.I.conv.{0,1,3,4,5.fc.0,5.fc.2,7,8}` | `[O, I, KH, KW]`, `[O, I]`, `[C]` | `blocks.I.{expand,bn1,depthwise,bn2,se_reduce,se_expand,project,bn3}` |
+//! | `layer.I.conv.{0,3,7}` | `[O, I, KH, KW]` | `blocks.I.{expand,depthwise,project}`, inputs before outputs |
+//! | `layer.I.conv.5.fc.{0,2}` | `[O, I]` | `blocks.I.{se_reduce,se_expand}` `[I, O]` |
+//! | `layer.I.conv.{1,4,8}` | `[C]` | `blocks.I.{bn1,bn2,bn3}` |
 //! | `layer.0.I.{conv1,bn1,conv2,bn2}` | | `blocks.I.{conv1,bn1,conv2,bn2}` (GRAD) |
 //! | `recover` | `[C, 2C, 1, 1]` | `recover` `[2C, C]` |
 //!
@@ -209,12 +211,12 @@ fn counterpart(config: &HeadConfig, entry: &Entry) -> Counterpart {
 fn with_order(name: String, config: &HeadConfig, entry: &Entry) -> Counterpart {
     let &HeadConfig { channels, height, width, .. } = config;
     let ours = entry.shape.to_vec();
-    let (view, axes): (Vec<usize>, &[usize]) = match &ours[..] {
-        &[r, s, _, _, _] => (vec![channels, height, width, r, s], &[3, 4, 1, 2, 0]),
-        &[kh, kw, i, o] => (vec![o, i, kh, kw], &[2, 3, 1, 0]),
-        &[r, s, c] => (vec![c, r, s], &[1, 2, 0]),
-        &[from, to] => (vec![to, from], &[1, 0]),
-        _ => (ours, &[0]),
+    let (view, axes): (Vec<usize>, &[usize]) = match ours[..] {
+        [r, s, _, _, _] => (vec![channels, height, width, r, s], &[3, 4, 1, 2, 0]),
+        [kh, kw, i, o] => (vec![o, i, kh, kw], &[2, 3, 1, 0]),
+        [r, s, c] => (vec![c, r, s], &[1, 2, 0]),
+        [from, to] => (vec![to, from], &[1, 0]),
+        _ => (ours.clone(), &[0]),
     };
     Counterpart { name, view, axes }
 }
@@ -265,7 +267,7 @@ fn moments(
     let trained = |name: &&str| !untrained.iter().any(|ending| name.ends_with(ending));
     let names: Vec<&str> = state.entries().filter_map(|(key, _)| key.text()).filter(trained).collect();
     let is_grid = |name: &&&str| name.split('.').nth(2).is_some_and(|part| part.contains("query"));
-    let (grids, others): (Vec<&str>, Vec<&str>) = names.iter().partition(|name| is_grid(&name));
+    let (grids, others): (Vec<&str>, Vec<&str>) = names.iter().partition(|name| is_grid(name));
     let groups: Vec<Vec<Option<i64>>> = saved
         .get("param_groups")
         .map(|groups| {

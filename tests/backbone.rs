@@ -3,114 +3,23 @@
 
 #[path = "common/device.rs"]
 mod device;
+#[path = "common/formula.rs"]
+mod formula;
 
 use std::path::Path;
 
+use formula::{bits, formula, layout, load, weight_file};
 use grad::Error;
 use grad::backbone::{Backbone, Network};
 use grad::data::{Picture, preprocess};
 use grad::device::Device;
 use grad::device::cuda::{Gpu, Precision};
 use grad::tensor::Tensor;
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::SafeTensors;
 use serde_json::Value;
 
 /// How many times worse than PyTorch's own float32 we may be.
 const SLACK: f64 = 4.0;
-
-/// 64 random bits of a name and an index.
-fn bits(name: &str, i: u64) -> u64 {
-    let hash = name.bytes().fold(0xCBF2_9CE4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01B3));
-    let mut z = hash.wrapping_add(i).wrapping_add(0x9E37_79B9_7F4A_7C15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
-}
-
-/// Value `i` of the formula weights.
-fn formula(key: &str, shape: &[usize], i: usize) -> f32 {
-    let u = (bits(key, i as u64) >> 40) as f64 / f64::from(1 << 24);
-    let squeeze = if key.contains("_se_") { 2.0 } else { 1.0 };
-    let value = if shape.len() == 4 {
-        let fan_in: usize = shape[1..].iter().product();
-        (u - 0.5) * 2.0 * ((3.0 / fan_in as f64).sqrt() * squeeze)
-    } else if key.ends_with("running_var") {
-        0.35 + 0.3 * u
-    } else if key.contains("_bn") && key.ends_with(".weight") {
-        0.75 + 0.5 * u
-    } else {
-        (u - 0.5) * if squeeze == 2.0 { 2.0 } else { 0.2 }
-    };
-    value as f32
-}
-
-/// Repeats, inputs, outputs, expansion, kernel: the block tables, written down a second time.
-fn table(network: Network) -> (usize, [[usize; 5]; 5]) {
-    match network {
-        Network::Lite0 => {
-            (32, [[1, 32, 16, 1, 3], [2, 16, 24, 6, 3], [2, 24, 40, 6, 5], [3, 40, 80, 6, 3], [3, 80, 112, 6, 5]])
-        }
-        Network::B4 => {
-            (48, [[2, 48, 24, 1, 3], [4, 24, 32, 6, 3], [4, 32, 56, 6, 5], [6, 56, 112, 6, 3], [6, 112, 160, 6, 5]])
-        }
-    }
-}
-
-type Layout = Vec<(String, Vec<usize>)>;
-
-/// Keys and shapes of a published weight file, as far as the second tap.
-fn layout(network: Network) -> Layout {
-    fn norm(keys: &mut Layout, name: String, width: usize) {
-        let parts = ["weight", "bias", "running_mean", "running_var"];
-        keys.extend(parts.map(|p| (format!("{name}.{p}"), vec![width])));
-    }
-    let (stem, stages) = table(network);
-    let mut keys = vec![("_conv_stem.weight".to_owned(), vec![stem, 3, 3, 3])];
-    norm(&mut keys, "_bn0".into(), stem);
-    let blocks = stages.iter().flat_map(|&[n, i, o, e, k]| (0..n).map(move |r| [if r == 0 { i } else { o }, o, e, k]));
-    for (at, [inputs, outputs, expand, k]) in blocks.enumerate() {
-        let (hidden, block) = (inputs * expand, format!("_blocks.{at}"));
-        if expand > 1 {
-            keys.push((format!("{block}._expand_conv.weight"), vec![hidden, inputs, 1, 1]));
-            norm(&mut keys, format!("{block}._bn0"), hidden);
-        }
-        keys.push((format!("{block}._depthwise_conv.weight"), vec![hidden, 1, k, k]));
-        norm(&mut keys, format!("{block}._bn1"), hidden);
-        if network == Network::B4 {
-            let squeezed = inputs / 4;
-            for (part, shape) in [("_se_reduce", [squeezed, hidden]), ("_se_expand", [hidden, squeezed])] {
-                keys.push((format!("{block}.{part}.weight"), vec![shape[0], shape[1], 1, 1]));
-                keys.push((format!("{block}.{part}.bias"), vec![shape[0]]));
-            }
-        }
-        keys.push((format!("{block}._project_conv.weight"), vec![outputs, hidden, 1, 1]));
-        norm(&mut keys, format!("{block}._bn2"), outputs);
-    }
-    keys
-}
-
-/// A weight file of the formula weights, changed by `edit`.
-fn weight_file(network: Network, edit: impl Fn(&mut String, &mut Vec<usize>, &mut Vec<u8>)) -> Vec<u8> {
-    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = layout(network)
-        .into_iter()
-        .map(|(mut key, mut shape)| {
-            let count = shape.iter().product();
-            let mut bytes = (0..count).flat_map(|i| formula(&key, &shape, i).to_le_bytes()).collect();
-            edit(&mut key, &mut shape, &mut bytes);
-            (key, shape, bytes)
-        })
-        .collect();
-    let views = tensors.iter().map(|(k, s, b)| (k, TensorView::new(Dtype::F32, s.clone(), b).unwrap()));
-    safetensors::serialize(views, None).unwrap()
-}
-
-fn load(network: Network, bytes: &[u8]) -> grad::Result<Backbone> {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("weights.safetensors");
-    std::fs::write(&path, bytes).unwrap();
-    Backbone::load(network, path)
-}
 
 /// The synthetic picture of the fixtures.
 fn picture(height: usize, width: usize) -> Picture {
@@ -241,6 +150,17 @@ fn lite0_agrees_with_pytorch() {
 }
 
 #[test]
+fn the_larger_lites_agree_with_pytorch() {
+    for (network, name, channels) in [(Network::Lite1, "lite1", 152), (Network::Lite2, "lite2", 168)] {
+        let fixture = Fixture::open(&format!("backbone_{name}.safetensors"));
+        let backbone = load(network, &weight_file(network, |_, _, _| {})).unwrap();
+        assert_eq!((backbone.name(), backbone.channels()), (&*format!("efficientnet-{name}"), channels));
+        pads_agree(&fixture, &backbone);
+        agrees(&fixture, "formula", &backbone);
+    }
+}
+
+#[test]
 fn normalisation_is_the_networks_own() {
     let (lite0, b4) = (Backbone::lite0().unwrap(), Network::B4);
     let ramp = Picture { width: 256, height: 1, rgb: (0..=255).flat_map(|v| [v; 3]).collect() };
@@ -305,9 +225,9 @@ fn weight_files_that_do_not_fit_are_refused_by_name() {
     let lite0 = Network::Lite0;
     let good = weight_file(lite0, |_, _, _| {});
     refused(&good[..good.len() - 4], lite0, &["incomplete", "efficientnet-lite0-57934424.pth"]);
-    refused(b"PK\x03\x04, the start of a zip archive", lite0, &["PyTorch"]);
-    refused(b"[backbone]\nname = \"lite0\"\n", lite0, &["not a safetensors file"]);
-    // The weights of the other network.
+    refused(b"PK\x03\x04, the start of a zip archive", lite0, &["PyTorch", "zip archive is damaged"]);
+    refused(b"[backbone]\nname = \"lite0\"\n", lite0, &["neither a safetensors file nor a PyTorch file"]);
+    // The weights of another network.
     refused(&good, Network::B4, &["\"_conv_stem.weight\" has shape [32, 3, 3, 3]", "efficientnet-b4-6ed6700e.pth"]);
     let at = "_blocks.7._project_conv.weight";
     let renamed = weight_file(lite0, |key, _, _| {

@@ -1,6 +1,6 @@
 //! What a weight file holds, told instead of loaded: for looking at files, and for converting them.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::path::Path;
 
 use safetensors::Dtype;
@@ -21,7 +21,7 @@ pub struct Survey {
     pub names: Names,
     /// Why it does not fit, tensor by tensor; empty if it does.
     pub faults: Vec<String>,
-    /// Tensors that the network does not use: later layers, counters, optimisers.
+    /// Tensors that the network does not use, such as its later layers; BatchNorm's counters are not worth a mention.
     pub unused: Vec<String>,
     /// Identity of the weights, if they fit.
     pub digest: Option<blake3::Hash>,
@@ -43,14 +43,21 @@ impl Survey {
             Backbone::read(plan, &weights).map_err(|e| e.to_string())?;
             let digest = weights.digest();
             let (faults, tensors) = weights.surveyed();
-            if best.as_ref().is_none_or(|best| faults.len() < best.faults.len()) {
+            // A whole one before all others, then the one of which most is there.
+            let rank =
+                |faults: &[String], tensors: &[Asked]| (faults.is_empty(), tensors.len().saturating_sub(faults.len()));
+            if best.as_ref().is_none_or(|best| rank(&faults, &tensors) > rank(&best.faults, &best.tensors)) {
                 let digest = faults.is_empty().then_some(digest);
                 best = Some(Survey { network, names: names.clone(), faults, unused: vec![], digest, tensors });
             }
         }
         let mut best = best.expect("there are networks");
-        let used: HashMap<&str, ()> = best.tensors.iter().map(|asked| (&*asked.key, ())).collect();
-        let unused = source.entries().iter().map(|entry| &entry.name).filter(|name| !used.contains_key(&***name));
+        let used: HashSet<&str> = best.tensors.iter().map(|asked| &*asked.key).collect();
+        let unused = source
+            .entries()
+            .iter()
+            .map(|entry| &entry.name)
+            .filter(|name| !used.contains(&***name) && !name.ends_with("num_batches_tracked"));
         best.unused = unused.cloned().collect();
         Ok(best)
     }

@@ -45,8 +45,9 @@ fn a_browser_finds_no_fault() {
     let train =
         ["train", "--data", "data", "--image-size", "64", "--blocks", "1", "--epochs", "2", "--eval-every", "1"];
     run(home, &[&train[..], &["--hold-out", "0.25", "--out", "run"]].concat()).expect(0, &[]);
-    run(home, &["report", "run", "--out", "page.html"]).expect(0, &["page.html"]);
+    let written = run(home, &["report", "run", "--out", "page.html", "--json"]).expect(0, &[]).json();
     let page = home.join("page.html");
+    assert_eq!(written["bytes"], std::fs::metadata(&page).unwrap().len());
 
     let dark = ["--blink-settings=preferredColorScheme=0"];
     for (size, more) in [("1200,900", &[][..]), ("1200,900", &dark), ("360,800", &[])] {

@@ -38,7 +38,8 @@ pub fn run(args: SelftestArgs) -> Result<()> {
             let help = "it was written by an earlier version or imported: calibrate it, which adds them";
             return Err(Error::model(file, "holds no golden pictures to test with", help));
         }
-        let fails = |difference: f64| !(difference <= allowed);
+        // A NaN fails too.
+        let fails = |difference: f64| difference.is_nan() || difference > allowed;
         let worst = replays.iter().map(|r| r.difference()).fold(0.0, |a: f64, b| if b <= a { a } else { b });
         let mut text = format!("{:>10}  {:>10}  {:>10}  picture\n", "recorded", "here", "difference");
         for replay in &replays {

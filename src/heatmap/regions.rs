@@ -27,7 +27,8 @@ pub fn regions(map: &[f32], h: usize, w: usize, level: f32, [width, height]: [us
     let scale = [width as f32 / w as f32, height as f32 / h as f32];
     let mut open = vec![];
     for start in 0..map.len() {
-        if labels[start] != 0 || !(map[start] >= level) {
+        // A NaN is in no region.
+        if labels[start] != 0 || map[start] < level || map[start].is_nan() {
             continue;
         }
         let label = found.len() as u32 + 1;

@@ -55,7 +55,7 @@ fn chart(out: &mut String, epochs: &[Epoch], title: &str, lines: &[Line]) {
     let frame = Frame { width, height, x, y: y_axis };
     let ended: Vec<String> = lines
         .iter()
-        .filter_map(|line| Some(format!("{} ends at {:.4}", line.0, values(line).filter_map(|(_, v)| v).last()?)))
+        .filter_map(|line| Some(format!("{} ends at {:.4}", line.0, values(line).filter_map(|(_, v)| v).next_back()?)))
         .collect();
     frame.open(out, &format!("{title} by epoch: {}.", ended.join(", ")));
     frame.axes(out, "epoch", title);

@@ -157,7 +157,7 @@ pub(super) fn local(out: &mut String, map: &LocalMap, pair: &LocalPair) {
     let alt = format!("Local coordinates of {} positions in two pictures of {}.", pair.points.len(), pair.class);
     let frame = square(out, 420.0, map.resolution, &alt);
     let place = |at: [f32; 2]| {
-        let [x, y] = at.map(|v| f64::from(v));
+        let [x, y] = at.map(f64::from);
         [frame.x.at(x), frame.y.at(y)]
     };
     let finite = |at: [f32; 2]| at.iter().all(|v| v.is_finite());

@@ -129,5 +129,9 @@ pub fn info(trainer: &Trainer) -> ModelInfo {
         record: vec![],
         images: 12,
         data: vec![],
+        hold_out: 0.0,
+        trained_on: vec![],
+        calibration: None,
+        golden: vec![],
     }
 }

@@ -80,7 +80,7 @@ fn matches(path: &Path) -> Result<Option<Vec<PathBuf>>> {
     };
     let mut found = vec![];
     for entry in glob::glob(pattern).map_err(wrong)? {
-        let file = entry.map_err(|e| Error::io("read", e.path().to_owned(), e.error()))?;
+        let file = entry.map_err(|e| Error::io("read", e.path(), e.error()))?;
         if file.is_file() && is_picture(&file) {
             found.push(file);
         }

@@ -289,7 +289,7 @@ impl Job<'_> {
                 log.push(&record)?;
                 self.say_epoch(&bar, &record);
                 info.record.push(record.summary);
-                let due = self.config.eval_every > 0 && info.record.len() % self.config.eval_every == 0;
+                let due = self.config.eval_every > 0 && info.record.len().is_multiple_of(self.config.eval_every);
                 if due && !trainer.finished() {
                     measure(info, trainer)?;
                 }

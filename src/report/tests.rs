@@ -96,8 +96,8 @@ fn sample() -> Report {
         rate: if e < 5 { 1e-3 } else { 1e-4 },
         grid_rate: if e < 5 { 0.1 } else { 0.01 },
         gradient_norm: 3.0 / (e as f64).sqrt(),
-        image_auroc: (e % 2 == 0).then_some(0.8 + 0.02 * e as f64),
-        pixel_auroc: (e % 2 == 0).then_some(0.9 + 0.01 * e as f64),
+        image_auroc: e.is_multiple_of(2).then_some(0.8 + 0.02 * e as f64),
+        pixel_auroc: e.is_multiple_of(2).then_some(0.9 + 0.01 * e as f64),
     };
     let timing = |name: &str, p50_ms| Timing { name: name.into(), p50_ms, p99_ms: 1.7 * p50_ms, n: 100 };
     Report {

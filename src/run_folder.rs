@@ -240,6 +240,8 @@ mod tests {
         let path = home.path().join("a/b");
         let mut run = RunFolder::create(Some(&path), "crad-s").unwrap();
         let refusal = || RunFolder::create(Some(&path), "crad-s").unwrap_err().to_string();
+        assert!(refusal().contains("another process"), "{}", refusal());
+        fs::write(path.join("notes.txt"), "").unwrap();
         assert!(refusal().contains("is not empty"), "{}", refusal());
         run.start("model = \"crad-s\"\n").unwrap();
         assert!(refusal().contains("--resume"), "{}", refusal());

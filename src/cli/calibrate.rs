@@ -74,7 +74,8 @@ pub fn run(args: CalibrateArgs) -> Result<()> {
     })
 }
 
-/// Scores the good pictures of some folders. A model without golden pictures gets some of them.
+/// Scores the good pictures of some folders. A model that was imported also gets the scale of its heat maps and golden
+/// pictures from them.
 fn from_pictures(
     ui: &Ui,
     config: &Config,
@@ -112,8 +113,11 @@ fn from_pictures(
         };
         scores.entry(name.to_owned()).or_default().push(score);
     }
-    for unknown in scores.keys().filter(|name| !known.contains(name)) {
+    for unknown in scores.keys().filter(|name| !known.is_empty() && !known.contains(name)) {
         ui.warn(format_args!("{unknown}: the model was not trained on this class; --class says which one it is"));
+    }
+    if detector.info.score_scale.is_none() {
+        detector.info.score_scale = detector.measure_scale(&All(&features))?;
     }
     if detector.info.golden.is_empty() {
         let step = items.len().div_ceil(golden::COUNT);

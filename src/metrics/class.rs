@@ -57,7 +57,7 @@ impl ClassScores {
             pixel_ap: of_pixel.map(|f| f.average_precision),
             image_f1_max: of_image.map(|f| f.f1_max.value),
             pixel_f1_max: of_pixel.map(|f| f.f1_max.value),
-            image_f1_threshold: of_image.map(|f| f.f1_max.threshold),
+            image_f1_threshold: of_image.map(|f| f64::from(f.f1_max.threshold)),
             image_recall: image.recall_at(FALSE_REJECT_RATE),
             pixel_aupro: of_pixel.map(|f| f.aupro),
             good: image.negatives(),
@@ -95,7 +95,7 @@ pub struct ClassMetrics {
     pub pixel_f1_max: Option<f64>,
     /// The threshold of that F1; what these very labels would have liked best.
     #[serde(default)]
-    pub image_f1_threshold: Option<f32>,
+    pub image_f1_threshold: Option<f64>,
     /// Share of defective pictures found where at most [`FALSE_REJECT_RATE`] of the good test pictures are rejected.
     #[serde(default)]
     pub image_recall: Option<f64>,

@@ -1,3 +1,5 @@
+//! Files that PyTorch wrote, files made by hand to do harm, and files damaged at random.
+
 use super::*;
 use safetensors::Dtype;
 

@@ -126,7 +126,7 @@ impl Gather<'_> {
                 held_out: rule.held_out(),
                 basis: (*basis).into(),
             }),
-            oracle_threshold: metrics.classes[name].image_f1_threshold,
+            oracle_threshold: metrics.classes[name].image_f1_threshold.map(|score| score as f32),
             examples: examples.collect::<Result<_>>()?,
             pictures,
         })

@@ -36,6 +36,8 @@ const SCALE_STEP: usize = 4;
 /// A picture is painted in full colour where its map rises this many times as far above the median of training pictures
 /// as the largest 0.1 % of theirs do. While a model holds no threshold, this is where "not seen in training" begins.
 const SCALE_REACH: f32 = 1.5;
+/// With a threshold: so many times as far above it as it is above that median. Faint and strong defects then differ.
+const THRESHOLD_REACH: f32 = 3.0;
 
 /// A model with the backbone it was trained on.
 pub struct Detector {
@@ -200,14 +202,14 @@ impl Detector {
     }
 
     /// How heat maps are painted, the same for every picture. With a rule nothing is painted below its threshold of map
-    /// values, which is also outlined, and the colour is full as far above it as it is above the median of training
-    /// pictures. `None` if the model has no scale.
+    /// values, which is also outlined; the colour is full three times as far above it as it is above the median of
+    /// training pictures. `None` if the model has no scale.
     pub fn painting(&self, rule: Option<&Rule>) -> Option<Painting> {
         let [median, top] = self.info.score_scale?;
         let painting =
             |low: f32, high: f32, contour: f32| Some(Painting { scale: Scale::new(low, high).ok()?, contour });
         match rule.map(Rule::pixel_threshold).filter(|threshold| *threshold > median) {
-            Some(threshold) => painting(threshold, threshold + (threshold - median), threshold),
+            Some(threshold) => painting(threshold, threshold + THRESHOLD_REACH * (threshold - median), threshold),
             None => painting(median, median + SCALE_REACH * (top - median), median + SCALE_REACH * (top - median)),
         }
     }

@@ -7,6 +7,14 @@ use super::{curves, histogram, roc, scatter, table};
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("script.js");
 
+const GLOBAL: &str = "Every picture becomes one point, at which a whole feature map is read. Classes that lie apart share \
+                      nothing; a defective picture far from the good ones of its class is rebuilt from what another class \
+                      stored. Crosses are the nodes of the grid.";
+const LOCAL: &str = "Every position of a picture becomes a point, at which its features are read. Here are the same positions \
+                     of a good and a defective picture, joined by lines: the first two where the defect is strongest, the \
+                     others where it is weakest. Positions of parts that lie alike read from the same neighbourhood; a \
+                     texture has no fixed positions.";
+
 /// Classes whose details are open when the page is.
 const OPEN: usize = 3;
 /// Fewer held-out pictures than this can promise nothing below 1 in 100.
@@ -252,15 +260,7 @@ fn grids(out: &mut String, report: &Report) {
     }
     out.push_str("<section id=\"grids\"><h2>What the grids know</h2>\n");
     if let Some(map) = &report.global {
-        out.push_str(
-            "<h3>Global grid</h3>\n<p>Every picture becomes one point, at which a whole feature map is read. ",
-        );
-        out.push_str(
-            "Good and defective pictures of a class lie together: a defect does not move its picture to where ",
-        );
-        out.push_str(
-            "defects could be stored, because only good parts were learnt. Crosses are the nodes of the grid.</p>\n",
-        );
+        put!(out, "<h3>Global grid</h3>\n<p>{GLOBAL}</p>\n");
         out.push_str("<figure class=\"wide\">");
         scatter::global(out, map, report);
         scatter::key(out, &report.classes);
@@ -271,13 +271,7 @@ fn grids(out: &mut String, report: &Report) {
         }
     }
     if let Some(map) = &report.local {
-        out.push_str(
-            "<h3>Local grid</h3>\n<p>Every position of a picture becomes a point, at which its features are read. ",
-        );
-        out.push_str(
-            "The same positions of a good and a defective picture, joined by lines: they stay close where the ",
-        );
-        out.push_str("parts agree, and also at the defect, for which there is no place of its own.</p>\n");
+        put!(out, "<h3>Local grid</h3>\n<p>{LOCAL}</p>\n");
         map.pairs.iter().for_each(|pair| scatter::local(out, map, pair));
     }
     out.push_str("</section>\n");

@@ -69,7 +69,8 @@ pub(super) fn global(out: &mut String, map: &GlobalMap, report: &Report) {
         .filter_map(|class| {
             let of_class = map.points.iter().filter(|p| p.class == class && p.at.iter().all(|x| x.is_finite()));
             let (mut x, mut y): (Vec<f64>, Vec<f64>) = of_class.map(|p| (place(p.at)[0], place(p.at)[1])).unzip();
-            Some(([median(&mut x)?, median(&mut y)?], class))
+            // Above its pictures.
+            Some(([median(&mut x)?, median(&mut y)? - 12.0], class))
         })
         .collect();
     spread(&mut labels, frame.width);
@@ -78,8 +79,11 @@ pub(super) fn global(out: &mut String, map: &GlobalMap, report: &Report) {
         put!(out, "<text class=\"name mid\" x=\"{x:.1}\" y=\"{y:.1}\">{}</text>\n", esc(&text));
     }
     for (i, sample) in map.samples.iter().enumerate().filter(|(_, s)| s.at.iter().all(|x| x.is_finite())) {
-        let [x, y] = place(sample.at);
-        put!(out, "<g class=\"pin\"><circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"8.5\"/>");
+        // Beside its place, which the pictures that lie there would hide.
+        let ([px, py], side) = (place(sample.at), if i.is_multiple_of(2) { 1.0 } else { -1.0 });
+        let (x, y) = (px + side * 30.0, py + side * 22.0);
+        put!(out, "<g class=\"pin\"><line x1=\"{px:.1}\" y1=\"{py:.1}\" x2=\"{x:.1}\" y2=\"{y:.1}\"/>");
+        put!(out, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"8.5\"/>");
         put!(out, "<text class=\"mid\" x=\"{x:.1}\" y=\"{:.1}\">{}</text>", y + 3.9, i + 1);
         put!(out, "<title>{}</title></g>\n", esc(&sample.label));
     }
@@ -149,7 +153,7 @@ pub(super) fn samples(out: &mut String, samples: &[GridSample]) {
 
 /// A pair of pictures with their positions marked, and where these went in the local grid.
 pub(super) fn local(out: &mut String, map: &LocalMap, pair: &LocalPair) {
-    out.push_str("<figure class=\"local\"><div class=\"pair\">\n");
+    put!(out, "<figure class=\"local\"><figcaption>{}</figcaption><div class=\"pair\">\n", name(&pair.class, 60));
     for (picture, kind) in [(&pair.good, "good"), (&pair.defective, "defective")] {
         marked(out, map, pair, picture, kind);
     }
@@ -177,7 +181,7 @@ pub(super) fn local(out: &mut String, map: &LocalMap, pair: &LocalPair) {
         );
     }
     frame.close(out);
-    put!(out, "<figcaption>{}</figcaption></figure>\n", name(&pair.class, 60));
+    out.push_str("</figure>\n");
 }
 
 /// A picture with the numbered positions on it.
@@ -201,7 +205,9 @@ fn marked(out: &mut String, map: &LocalMap, pair: &LocalPair, picture: &Thumbnai
             &format!("class=\"{kind} halo\""),
             &format!("position {}", point.position),
         );
-        put!(out, "<text class=\"on-picture\" font-size=\"{:.1}\" x=\"{:.1}\" ", 15.0 * unit, x + 7.0 * unit);
+        let (anchor, dx) = if x > 0.85 * w { (" end", -7.0) } else { ("", 7.0) };
+        put!(out, "<text class=\"on-picture{anchor}\" font-size=\"{:.1}\" ", 15.0 * unit);
+        put!(out, "x=\"{:.1}\" ", x + dx * unit);
         put!(out, "y=\"{:.1}\">{}</text>\n", y + 5.0 * unit, point.position);
     }
     out.push_str("</svg>\n");

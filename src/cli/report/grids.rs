@@ -16,7 +16,7 @@ const PAIRS: usize = 3;
 const ON_DEFECT: usize = 2;
 const ELSEWHERE: usize = 3;
 /// Positions that are compared lie at least this far apart, in rows or columns of the feature map.
-const APART: usize = 3;
+const APART: usize = 5;
 /// Classes whose place in the global grid is sampled, with the point between each two.
 const SAMPLED: usize = 3;
 /// Channels that are shown of a sample.

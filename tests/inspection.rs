@@ -165,6 +165,57 @@ fn verdicts_on_the_line() {
     predict(&["data", "--target-frr", "5"]).expect(2, &["between 0 and 1"]);
 }
 
+/// Every kind of file that a camera or a person may leave in a folder is one row.
+#[test]
+fn pictures_of_every_kind_are_judged() {
+    use image::{DynamicImage, GrayImage, ImageBuffer, Luma, Rgb, RgbImage, Rgba, RgbaImage};
+
+    let home = new_folder();
+    let home = home.path();
+    trained(home);
+    let folder = home.join("fünf parts");
+    fs::create_dir(&folder).unwrap();
+    let deep = ImageBuffer::from_fn(300, 200, |x, y| Luma([(x * 200 + y * 17) as u16]));
+    let all: [(&str, DynamicImage); 6] = [
+        ("black.png", RgbImage::new(640, 480).into()),
+        ("grey.png", GrayImage::from_fn(100, 100, |x, y| Luma([(x + y) as u8])).into()),
+        ("deep 16.png", DynamicImage::ImageLuma16(deep)),
+        ("glass.png", RgbaImage::from_pixel(90, 120, Rgba([9, 90, 200, 3])).into()),
+        ("one.png", RgbImage::from_pixel(1, 1, Rgb([7, 8, 9])).into()),
+        ("wide.png", RgbImage::from_fn(900, 3, |x, _| Rgb([x as u8; 3])).into()),
+    ];
+    for (name, picture) in &all {
+        picture.save(folder.join(name)).unwrap();
+    }
+    let judged = run(home, &["predict", "run", "fünf parts", "--json", "--maps", "raw"]).expect(0, &[]);
+    let judged = rows(&judged);
+    assert_eq!(judged.len(), all.len());
+    for row in judged {
+        assert!(row["score"].as_f64().unwrap().is_finite() && row["verdict"].is_string(), "{row}");
+        let picture = image::open(home.join(row["path"].as_str().unwrap())).unwrap();
+        for region in row["regions"].as_array().unwrap() {
+            let at = |i: usize| region["box"][i].as_f64().unwrap();
+            assert!(at(0) + at(2) <= f64::from(picture.width()) + 1e-3, "{row}");
+            assert!(at(1) + at(3) <= f64::from(picture.height()) + 1e-3, "{row}");
+        }
+    }
+}
+
+#[test]
+fn a_class_without_good_test_pictures_has_no_figures() {
+    let home = new_folder();
+    let home = home.path();
+    fs::remove_dir_all(home.join("data/bolt/test/good")).unwrap();
+    let trained = run(home, &[&["train", "--data", "data", "--out", "run"], &TRAIN[..]].concat());
+    let trained = trained.expect(0, &["threshold"]).json();
+    assert!(trained["metrics"]["classes"]["bolt"]["image_auroc"].is_null());
+    assert!(trained["metrics"]["classes"]["cloth"]["image_auroc"].is_number());
+    run(home, &["eval", "run", "--intervals"]).expect(0, &["there is no good picture"]);
+    run(home, &["report", "run"]).expect(0, &[]);
+    let page = fs::read_to_string(home.join("run/report.html")).unwrap();
+    assert!(page.contains("bolt: no good test picture, so false alarms were not measured"));
+}
+
 #[test]
 fn maps_are_numbers_as_they_were_scored() {
     let home = new_folder();

@@ -55,7 +55,15 @@ fn a_browser_finds_no_fault() {
         let faults: Vec<&str> = said.lines().filter(|line| line.contains(":CONSOLE")).collect();
         assert_eq!(faults, [""; 0], "{size} {more:?}");
         assert!(document.contains("data-ready=\"yes\""), "the script did not end: {said}");
-        for part in ["bolt", "cloth", "aria-label=\"ROC curve of bolt", "loss ends at", "global grid", "median, ms"] {
+        for part in [
+            "bolt",
+            "cloth",
+            "aria-label=\"ROC curve of bolt",
+            "loss ends at",
+            "global grid",
+            "median, ms",
+            "pictures learnt",
+        ] {
             assert!(document.contains(part), "{part}");
         }
     }

@@ -156,6 +156,8 @@ impl Gather<'_> {
     fn model(&self) -> Result<Model> {
         let info = &self.detector.info;
         let bytes = std::fs::read(self.file).map_err(|e| Error::io("read", self.file, &e))?;
+        // Of the fingerprints, which are in ascending order: the same pictures give the same digest.
+        let learnt: Vec<u8> = info.trained_on.iter().flat_map(|print| print.to_le_bytes()).collect();
         let grids = |has: bool, side: usize| if has { format!("{side} x {side} cells") } else { "none".into() };
         Ok(Model {
             kind: info.head.kind.name().into(),
@@ -168,6 +170,7 @@ impl Gather<'_> {
             digests: vec![
                 ("model file".into(), blake3::hash(&bytes).to_string()),
                 ("backbone weights".into(), info.backbone_digest.clone()),
+                ("pictures learnt".into(), blake3::hash(&learnt).to_string()),
             ],
             facts: vec![
                 ("local grid".into(), grids(info.head.local, info.head.local_resolution)),

@@ -31,6 +31,7 @@ use crate::data::{decode_bytes, preprocess};
 use crate::device::cpu::simd;
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
+use crate::train::FeatureSource;
 
 /// First bytes of a record. The number is that of the format **and of the computation**: raise it when decoding, resizing
 /// or the backbone begin to give other values.
@@ -138,6 +139,16 @@ impl Features {
         let sums: Vec<f64> = indices.par_iter().map(|&i| sum_of_squares(self.get(i))).collect();
         let count = indices.len() * self.shape.iter().product::<usize>();
         sums.iter().sum::<f64>() / count as f64
+    }
+}
+
+impl FeatureSource for Features {
+    fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    fn get(&self, i: usize) -> &[f32] {
+        self.get(i)
     }
 }
 

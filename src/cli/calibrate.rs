@@ -16,7 +16,6 @@ use crate::detector::Detector;
 use crate::error::{Error, Result};
 use crate::features::Features;
 use crate::golden;
-use crate::train::FeatureSource;
 
 const MORE: &str = "\
 Without --good, from the pictures that training held out. A picture is called
@@ -95,13 +94,10 @@ fn from_pictures(
     let paths: Vec<&Path> = items.iter().map(|item| item.path.as_path()).collect();
     let features = {
         let bar = ui.bar("features", paths.len());
-        let cache = match &config.cache {
-            Cache::Folder(folder) => Some(folder.as_path()),
-            Cache::None => None,
-        };
+        let cache = config.cache.folder();
         Features::open_or_compute(cache, &detector.backbone, config.image_size, &paths, &|done, _| bar.at(done))?
     };
-    let scored = detector.good_scores(&All(&features))?;
+    let scored = detector.good_scores(&features)?;
     let mut scores: BTreeMap<String, Vec<GoodScore>> = BTreeMap::new();
     for (item, score) in items.iter().zip(scored) {
         let folder = dataset.class_of(item);
@@ -117,7 +113,7 @@ fn from_pictures(
         ui.warn(format_args!("{unknown}: the model was not trained on this class; --class says which one it is"));
     }
     if detector.info.score_scale.is_none() {
-        detector.info.score_scale = detector.measure_scale(&All(&features))?;
+        detector.info.score_scale = detector.measure_scale(&features)?;
     }
     if detector.info.golden.is_empty() {
         let step = items.len().div_ceil(golden::COUNT);
@@ -156,17 +152,4 @@ fn unseen<'a>(ui: &Ui, dataset: &'a Dataset, trained_on: &[u64], folder: &Path) 
         if defects == 0 { String::new() } else { format!("; {} left out", count(defects, "defective picture")) };
     ui.note("data", format_args!("{} of good parts{left_out}", count(unseen.len(), "picture")));
     Ok(unseen)
-}
-
-/// All pictures of a list.
-struct All<'a>(&'a Features);
-
-impl FeatureSource for All<'_> {
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    fn get(&self, i: usize) -> &[f32] {
-        self.0.get(i)
-    }
 }

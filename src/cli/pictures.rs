@@ -68,14 +68,12 @@ impl Pictures {
     pub fn features(&self, ui: &Ui, config: &Config, backbone: &Backbone, split: Option<Split>) -> Result<Cached<'_>> {
         let items: Vec<&Item> = self.dataset.items.iter().filter(|i| split.is_none_or(|s| s == i.split)).collect();
         let paths: Vec<&PathBuf> = items.iter().map(|item| &item.path).collect();
-        let cache = match &config.cache {
-            Cache::Folder(folder) => Some(folder.as_path()),
-            Cache::None => None,
-        };
         let started = Instant::now();
         let features = {
             let bar = ui.bar("features", paths.len());
-            Features::open_or_compute(cache, backbone, config.image_size, &paths, &|done, _| bar.at(done))?
+            Features::open_or_compute(config.cache.folder(), backbone, config.image_size, &paths, &|done, _| {
+                bar.at(done)
+            })?
         };
         backbone.doubts().iter().for_each(|doubt| ui.warn(doubt));
         features.warnings().iter().for_each(|warning| ui.warn(warning));

@@ -9,6 +9,7 @@ use super::ui::{OutputArgs, Ui, count};
 use crate::atomic::write_atomic;
 use crate::backbone::{Backbone, Network, Source, Survey};
 use crate::checkpoint::{save_checkpoint, save_model};
+use crate::detector::unreadable;
 use crate::error::{Error, Result};
 use crate::model::HeadConfig;
 use crate::official::Official;
@@ -87,11 +88,7 @@ pub fn run(args: WeightsArgs) -> Result<()> {
 const HELP: &str = "give a PyTorch file (.pth, .pt, .pth.tar) or a safetensors file of weights";
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    let unreadable = |e| match Error::io("read", path, &e) {
-        Error::Io { path, cause, help, .. } => Error::model(path, format!("cannot be read: {cause}"), help),
-        other => other,
-    };
-    std::fs::read(path).map_err(unreadable)
+    std::fs::read(path).map_err(|e| unreadable(Error::io("read", path, &e)))
 }
 
 /// Refuses to write over a file.

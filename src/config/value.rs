@@ -1,7 +1,7 @@
 //! Values of settings that are more than a number: how they are written on the command line and in a file.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -124,6 +124,16 @@ pub enum Cache {
     None,
     /// In this folder, which may be removed at any time.
     Folder(PathBuf),
+}
+
+impl Cache {
+    /// The folder, if features are kept.
+    pub fn folder(&self) -> Option<&Path> {
+        match self {
+            Cache::Folder(folder) => Some(folder),
+            Cache::None => None,
+        }
+    }
 }
 
 impl Default for Cache {

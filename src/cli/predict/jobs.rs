@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use walkdir::WalkDir;
 
 use crate::data::decode::EXTENSIONS;
+use crate::data::layout::is_picture;
 use crate::error::{Error, Result};
 
 /// A picture to be scored.
@@ -90,11 +91,6 @@ fn matches(path: &Path) -> Result<Option<Vec<PathBuf>>> {
         return Err(Error::data(path, "no picture matches this pattern", help));
     }
     Ok(Some(found))
-}
-
-fn is_picture(path: &Path) -> bool {
-    let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
-    extension.is_some_and(|e| EXTENSIONS.contains(&e.as_str()))
 }
 
 /// The pictures in a folder and all folders in it. Hidden ones and links to folders are left out.

@@ -166,7 +166,8 @@ fn is_hidden(name: &std::ffi::OsStr) -> bool {
     name.as_encoded_bytes().starts_with(b".")
 }
 
-fn is_picture(path: &Path) -> bool {
+/// Whether a file is a picture, by its extension.
+pub fn is_picture(path: &Path) -> bool {
     has_extension(path, &EXTENSIONS)
 }
 

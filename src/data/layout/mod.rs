@@ -20,6 +20,8 @@ use super::finding::{Code, Finding};
 use crate::{Error, Result};
 use listing::{Folder, count};
 
+pub use listing::is_picture;
+
 mod folder;
 mod listing;
 pub mod manifest;

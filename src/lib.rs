@@ -18,6 +18,7 @@ pub mod calibrate;
 pub mod check;
 pub mod checkpoint;
 pub mod cli;
+mod components;
 pub mod config;
 pub mod data;
 pub mod detector;

@@ -12,7 +12,6 @@ mod class;
 mod pile;
 mod radix;
 mod ranking;
-mod regions;
 mod samples;
 mod spread;
 mod table;

@@ -16,7 +16,7 @@ use super::oracle::{Best, Oracle};
 use crate::atomic::write_atomic;
 use crate::backbone::Backbone;
 use crate::calibrate::{Calibration, DEFAULT_TARGET, GoodScore};
-use crate::checkpoint::{FORMAT, ModelInfo, load_checkpoint, save_checkpoint, save_model};
+use crate::checkpoint::{FORMAT, ModelInfo, load_checkpoint, load_model, save_checkpoint, save_model};
 use crate::config::{Config, MseCoef};
 use crate::data::{Item, Split, fingerprint, hold_out};
 use crate::detector::{Detector, open_backbone};
@@ -102,7 +102,10 @@ impl Job<'_> {
         let Trainer { head, params, .. } = trainer;
         let mut detector = Detector { info, head, params, backbone };
         detector.info.score_scale = detector.measure_scale(&train)?;
-        detector.info.calibration = self.calibrate(&detector, &pictures, &cached)?;
+        detector.info.calibration = match self.resumed.then(|| self.calibrated(&detector)).flatten() {
+            Some(calibration) => Some(calibration),
+            None => self.calibrate(&detector, &pictures, &cached)?,
+        };
         detector.info.golden = golden::of_items(&detector, &pictures.dataset, &golden_items(&train))?;
         save_model(&self.run.model(), &detector.info, &detector.params)?;
         let metrics = self.measure(&detector, &pictures, &cached)?;
@@ -139,6 +142,16 @@ impl Job<'_> {
             n => format!("{} of good parts, for thresholds", count(n, "picture")),
         };
         self.ui.note("held out", what);
+    }
+
+    /// The thresholds of the model file, if it is of these very parameters: `calibrate` may have chosen them since.
+    fn calibrated(&self, detector: &Detector) -> Option<Calibration> {
+        let (info, _, params) = load_model(&self.run.model()).ok()?;
+        let host = detector.params.to(&Device::Cpu).ok()?;
+        let same = params.values().iter().map(|v| v.to_bits()).eq(host.values().iter().map(|v| v.to_bits()));
+        let kept = info.calibration.filter(|_| same)?;
+        self.ui.note("threshold", format_args!("kept: {}", thresholds::promise(&kept)));
+        Some(kept)
     }
 
     /// Thresholds from the pictures that were held out; `None` if there are none.

@@ -18,6 +18,8 @@ use crate::error::Result;
 use crate::op::{Arg, Case, Op, expect_inputs, expect_nhwc, expect_shape, refuse};
 use crate::real::Real;
 use crate::shape::Shape;
+use crate::storage::Storage;
+use crate::tensor::Tensor;
 
 /// See the head of this file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -90,6 +92,21 @@ impl Conv2d {
         let w = LaidOut::new(gpu, x[1].data.floats(), [g.kh * g.kw * g.ci, g.co])?;
         let bias = x.get(2).map(|bias| bias.data.floats());
         patches_product(gpu, &g, true, x[0].data.reals(), &w, bias, dy, y, self.act)
+    }
+
+    /// Weights w that will not change, laid out for [`Self::frozen`]; nothing in host memory.
+    pub(crate) fn lay_out(w: &Tensor) -> Result<Option<LaidOut>> {
+        let (shape, Some(gpu)) = (w.shape(), w.gpu()) else { return Ok(None) };
+        LaidOut::new(gpu, w.values().floats(), [shape.rows(), shape.channels()]).map(Some)
+    }
+
+    /// The op on a device, with inputs x, w and bias and with w laid out before.
+    pub(crate) fn frozen(&self, gpu: &Gpu, [x, w, bias]: [&Tensor; 3], laid_out: &LaidOut) -> Result<Tensor> {
+        let shape = self.infer(&[x.shape(), w.shape(), bias.shape()])?[0];
+        let (g, mut y) = (self.geometry(x.shape(), w.shape()), gpu.scratch(shape.numel())?);
+        let (x, bias) = (x.values().reals(), Some(bias.values().floats()));
+        patches_product(gpu, &g, true, x, laid_out, bias, None, &mut y.slice_mut(), self.act)?;
+        Ok(Tensor::stored(shape, Storage::Reals(y)))
     }
 }
 

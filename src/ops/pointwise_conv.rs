@@ -20,6 +20,8 @@ use crate::error::Result;
 use crate::op::{Arg, Case, Op, expect_inputs, expect_shape, refuse};
 use crate::real::Real;
 use crate::shape::Shape;
+use crate::storage::Storage;
+use crate::tensor::Tensor;
 
 /// See the head of this file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -52,6 +54,23 @@ impl PointwiseConv {
             return launch::pointwise_conv_narrow_forward(gpu, grid, x, w, bias, dy, y, m, a, b, self.act as usize);
         }
         product(gpu, x, &LaidOut::new(gpu, w, [a, b])?, bias, dy, y, [m, b, a], self.act)
+    }
+
+    /// Weights w that will not change, laid out for [`Self::frozen`]; nothing where the kernels read them as they are.
+    pub(crate) fn lay_out(w: &Tensor) -> Result<Option<LaidOut>> {
+        let (a, b) = (w.shape()[0], w.shape()[1]);
+        let Some(gpu) = w.gpu().filter(|_| b > NARROW) else { return Ok(None) };
+        LaidOut::new(gpu, w.values().floats(), [a, b]).map(Some)
+    }
+
+    /// The op on a device, with inputs x, w and bias and with w laid out before.
+    pub(crate) fn frozen(&self, gpu: &Gpu, [x, w, bias]: [&Tensor; 3], laid_out: &LaidOut) -> Result<Tensor> {
+        let shape = self.infer(&[x.shape(), w.shape(), bias.shape()])?[0];
+        let (a, b) = (w.shape()[0], w.shape()[1]);
+        let (m, mut y) = (shape.numel() / b, gpu.scratch(shape.numel())?);
+        let (x, bias) = (x.values().reals(), Some(bias.values().floats()));
+        product(gpu, x, laid_out, bias, None, &mut y.slice_mut(), [m, b, a], self.act)?;
+        Ok(Tensor::stored(shape, Storage::Reals(y)))
     }
 }
 
@@ -284,7 +303,7 @@ fn product(
 }
 
 /// Weights as `kernels/gemm.cuh` reads them: rounded to the storage type, lines padded to 16 bytes.
-pub(super) struct LaidOut {
+pub(crate) struct LaidOut {
     pub values: DeviceVec<Stored>,
     /// From line to line.
     pub pitch: usize,

@@ -137,6 +137,14 @@ int cuEventElapsedTime(float *milliseconds, void *start, void *end) {
     return start && end ? alive() : INVALID_VALUE;
 }
 
+int cuEventSynchronize(void *event) {
+    return event == &lost ? alive() : INVALID_VALUE;
+}
+
+int cuStreamWaitEvent(void *stream, void *event, unsigned flags) {
+    return stream == &launches && event == &lost && !flags ? alive() : INVALID_VALUE;
+}
+
 int cuEventDestroy_v2(void *event) {
     return event == &lost ? SUCCESS : INVALID_VALUE;
 }
@@ -166,6 +174,16 @@ int cuMemFree_v2(Address address) {
     memcpy(&bytes, block, sizeof bytes);
     __atomic_sub_fetch(&taken, bytes, __ATOMIC_SEQ_CST);
     free(block);
+    return alive();
+}
+
+int cuMemHostAlloc(void **memory, size_t bytes, unsigned flags) {
+    *memory = malloc(bytes);
+    return *memory && !flags ? alive() : OUT_OF_MEMORY;
+}
+
+int cuMemFreeHost(void *memory) {
+    free(memory);
     return alive();
 }
 

@@ -19,6 +19,15 @@ pub struct Facts {
     pub driver: [usize; 2],
 }
 
+/// Where work waits for its turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// The stream of work.
+    Work,
+    /// Copies to the device that go on beside it.
+    Copies,
+}
+
 /// A device with one stream of work. Addresses are the device's own.
 pub(super) trait Driver: Send + Sync {
     fn facts(&self) -> Result<Facts>;
@@ -50,4 +59,30 @@ pub(super) trait Driver: Send + Sync {
 
     /// Seconds that the device takes for what `work` launches; waits for it.
     fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64>;
+
+    /// Zeroed host memory that the device reads and writes by itself: its address in this process.
+    fn pin(&self, bytes: usize) -> Result<usize>;
+
+    /// Gives up memory of [`Self::pin`] that nothing reads or writes any more.
+    fn unpin(&self, memory: usize, bytes: usize);
+
+    /// Copies from pinned memory, on the lane of copies; the memory must stay as it is until a mark after it is reached.
+    fn send(&self, to: u64, from: usize, bytes: usize) -> Result<()>;
+
+    /// Copies to pinned memory, on the lane of work; its content is unspecified until a mark after it is reached.
+    fn fetch(&self, to: usize, from: u64, bytes: usize) -> Result<()>;
+
+    /// A mark that can be set in a lane, again and again.
+    fn mark(&self) -> Result<u64>;
+
+    fn drop_mark(&self, mark: u64);
+
+    /// Sets a mark behind all that a lane was given so far.
+    fn set(&self, mark: u64, lane: Lane) -> Result<()>;
+
+    /// Holds back what a lane is given from now on until a mark is reached. A mark that was never set is.
+    fn hold(&self, lane: Lane, mark: u64) -> Result<()>;
+
+    /// Waits on the host until a mark is reached.
+    fn await_mark(&self, mark: u64) -> Result<()>;
 }

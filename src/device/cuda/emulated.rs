@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::Precision;
-use super::driver::{Driver, Facts};
+use super::driver::{Driver, Facts, Lane};
 use super::launch::{Blocks, Kernel};
 use crate::error::{Error, Result};
 
@@ -134,6 +134,51 @@ impl Driver for Emulated {
         work()?;
         Ok(started.elapsed().as_secs_f64())
     }
+
+    fn pin(&self, bytes: usize) -> Result<usize> {
+        Ok(Box::into_raw(vec![0u64; bytes.div_ceil(8)].into_boxed_slice()).cast::<u64>().expose_provenance())
+    }
+
+    fn unpin(&self, memory: usize, bytes: usize) {
+        let memory = std::ptr::slice_from_raw_parts_mut(pinned(memory).cast::<u64>(), bytes.div_ceil(8));
+        // SAFETY: it is the box that `pin` let go, of this length, and its only owner gives it up.
+        drop(unsafe { Box::from_raw(memory) });
+    }
+
+    fn send(&self, to: u64, from: usize, bytes: usize) -> Result<()> {
+        // SAFETY: pinned memory of at least that length; the emulator checks the device address.
+        call(|message, size| unsafe { grad_emulator_write(to, pinned(from).cast(), bytes, message, size) })
+    }
+
+    fn fetch(&self, to: usize, from: u64, bytes: usize) -> Result<()> {
+        // SAFETY: pinned memory of at least that length; the emulator checks the device address.
+        call(|message, size| unsafe { grad_emulator_read(pinned(to).cast(), from, bytes, message, size) })
+    }
+
+    // All work is done when it is given: a mark is always reached.
+
+    fn mark(&self) -> Result<u64> {
+        Ok(0)
+    }
+
+    fn drop_mark(&self, _: u64) {}
+
+    fn set(&self, _: u64, _: Lane) -> Result<()> {
+        Ok(())
+    }
+
+    fn hold(&self, _: Lane, _: u64) -> Result<()> {
+        Ok(())
+    }
+
+    fn await_mark(&self, _: u64) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Pinned memory as a pointer.
+fn pinned(memory: usize) -> *mut u8 {
+    std::ptr::with_exposed_provenance_mut(memory)
 }
 
 /// What the safe half of this module cannot express: addresses that are wrong, memory that the host has spoilt.

@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use cudarc::driver::result::{self, DriverError, device, event, stream};
 use cudarc::driver::sys;
 
-use super::driver::{Driver, Facts};
+use super::driver::{Driver, Facts, Lane};
 use super::launch::{Blocks, Kernel, MODULES};
 use super::{ARCHITECTURES, NEED_LESS, Precision, lock};
 use crate::error::{Error, Result};
@@ -22,7 +22,7 @@ const USE_CPU: &str = "use --device cpu, or auto";
 
 /// Every function of the library that is called here. The binding looks each up at its first call and panics if it is not
 /// there, as in a very old driver.
-const NEEDED: [&str; 30] = [
+const NEEDED: [&str; 34] = [
     "cuCtxSetCurrent",
     "cuDeviceGet",
     "cuDeviceGetAttribute",
@@ -36,13 +36,16 @@ const NEEDED: [&str; 30] = [
     "cuEventDestroy_v2",
     "cuEventElapsedTime",
     "cuEventRecord",
+    "cuEventSynchronize",
     "cuFuncSetAttribute",
     "cuGetErrorString",
     "cuInit",
     "cuLaunchKernel",
     "cuMemAlloc_v2",
+    "cuMemFreeHost",
     "cuMemFree_v2",
     "cuMemGetInfo_v2",
+    "cuMemHostAlloc",
     "cuMemcpyDtoDAsync_v2",
     "cuMemcpyDtoHAsync_v2",
     "cuMemcpyHtoDAsync_v2",
@@ -53,6 +56,7 @@ const NEEDED: [&str; 30] = [
     "cuStreamCreate",
     "cuStreamDestroy_v2",
     "cuStreamSynchronize",
+    "cuStreamWaitEvent",
 ];
 
 /// What a build with the emulator loads where it holds no image: no driver takes it but the stand-in of the tests, which
@@ -71,6 +75,8 @@ pub(super) struct Hardware {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    /// Of copies that go on beside the work.
+    copies: sys::CUstream,
     /// Handles as numbers: they belong to the context, not to a thread.
     loaded: Mutex<Loaded>,
 }
@@ -190,10 +196,16 @@ impl Hardware {
         let device = device::get(wanted).when("opening the device")?;
         // SAFETY: `device` is a device of this driver; the context is released when this value is dropped.
         let context = unsafe { result::primary_ctx::retain(device) }.when("opening the device")?;
-        let mut opened = Hardware { device, context, stream: stream::null(), loaded: Mutex::new(Loaded::default()) };
+        let (stream, loaded) = (stream::null(), Mutex::new(Loaded::default()));
+        let mut opened = Hardware { device, context, stream, copies: stream, loaded };
         opened.bind()?;
         opened.stream = stream::create(stream::StreamKind::NonBlocking).when("making a stream")?;
+        opened.copies = stream::create(stream::StreamKind::NonBlocking).when("making a stream")?;
         Ok(opened)
+    }
+
+    fn lane(&self, lane: Lane) -> sys::CUstream {
+        if lane == Lane::Work { self.stream } else { self.copies }
     }
 
     fn bind(&self) -> Result<()> {
@@ -352,6 +364,73 @@ impl Driver for Hardware {
         let milliseconds = unsafe { event::elapsed(start.0, end.0) }.when("timing")?;
         Ok(f64::from(milliseconds) / 1e3)
     }
+
+    fn pin(&self, bytes: usize) -> Result<usize> {
+        self.bind()?;
+        // SAFETY: the memory is freed once, by `unpin`.
+        let memory = unsafe { result::malloc_host(bytes.max(1), 0) }.when("pinning host memory")?.cast::<u8>();
+        // SAFETY: it is that long, and nobody else knows it yet.
+        unsafe { memory.write_bytes(0, bytes) };
+        Ok(memory.expose_provenance())
+    }
+
+    fn unpin(&self, memory: usize, _: usize) {
+        // SAFETY: its only owner gives it up, and nothing reads or writes it any more. A failure leaves nothing to be done.
+        let _ = self.bind().map(|()| unsafe { result::free_host(std::ptr::with_exposed_provenance_mut(memory)) });
+    }
+
+    fn send(&self, to: u64, from: usize, bytes: usize) -> Result<()> {
+        self.bind()?;
+        // SAFETY: pinned memory and a window on the device, each of at least that length, that stay until the mark that the
+        // caller sets behind the copy is reached.
+        let sent = unsafe {
+            let from = std::slice::from_raw_parts(std::ptr::with_exposed_provenance::<u8>(from), bytes);
+            result::memcpy_htod_async(to, from, self.copies)
+        };
+        sent.when("copying to the device")
+    }
+
+    fn fetch(&self, to: usize, from: u64, bytes: usize) -> Result<()> {
+        self.bind()?;
+        // SAFETY: as in `send`; nobody reads the memory before that mark.
+        let fetched = unsafe {
+            let to = std::slice::from_raw_parts_mut(std::ptr::with_exposed_provenance_mut::<u8>(to), bytes);
+            result::memcpy_dtoh_async(to, from, self.stream)
+        };
+        fetched.when("copying from the device")
+    }
+
+    fn mark(&self) -> Result<u64> {
+        self.bind()?;
+        // No time is taken at a mark, so that setting it costs nothing.
+        let mark = event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).when("making a mark")?;
+        Ok(mark as u64)
+    }
+
+    fn drop_mark(&self, mark: u64) {
+        // SAFETY: its only owner gives it up; the driver waits where it is still to be reached. A failure leaves nothing to
+        // be done.
+        let _ = self.bind().map(|()| unsafe { event::destroy(mark as sys::CUevent) });
+    }
+
+    fn set(&self, mark: u64, lane: Lane) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the mark and the stream are alive and belong to one context.
+        unsafe { event::record(mark as sys::CUevent, self.lane(lane)) }.when("setting a mark")
+    }
+
+    fn hold(&self, lane: Lane, mark: u64) -> Result<()> {
+        self.bind()?;
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: as in `set`.
+        unsafe { stream::wait_event(self.lane(lane), mark as sys::CUevent, flags) }.when("holding back a stream")
+    }
+
+    fn await_mark(&self, mark: u64) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the mark is alive.
+        unsafe { event::synchronize(mark as sys::CUevent) }.when("waiting for the device")
+    }
 }
 
 /// A point in the stream of work, with its time.
@@ -383,8 +462,8 @@ impl Drop for Hardware {
         // SAFETY: the stream is ours and nothing is launched any more; the modules and the context go with the primary
         // context, which was retained once. A failure here leaves nothing to be done.
         unsafe {
-            if !self.stream.is_null() {
-                let _ = stream::destroy(self.stream);
+            for stream in [self.stream, self.copies].into_iter().filter(|stream| !stream.is_null()) {
+                let _ = stream::destroy(stream);
             }
             for &module in lock(&self.loaded).modules.values() {
                 let _ = result::module::unload(module as sys::CUmodule);

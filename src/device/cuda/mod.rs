@@ -12,6 +12,7 @@ mod hardware;
 pub mod launch;
 mod memory;
 mod precision;
+mod transfer;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,6 +25,7 @@ use memory::Pool;
 pub use memory::{DeviceVec, Element, ElementKind, Slice, SliceMut, Values, ValuesMut};
 pub use precision::Precision;
 pub use precision::Real;
+pub use transfer::{Download, Upload};
 
 use crate::error::{Error, Result};
 use crate::shape::Shape;

@@ -28,6 +28,34 @@ pub(super) enum Lane {
     Copies,
 }
 
+/// A piece of work on the stream.
+#[derive(Clone)]
+pub(super) enum Command {
+    /// Launches a kernel.
+    Launch { kernel: &'static Kernel, precision: Precision, blocks: Blocks, arguments: Vec<u64> },
+    /// Copies on the device.
+    Copy { to: u64, from: u64, bytes: usize },
+    /// Sets to zero.
+    Zero { at: u64, bytes: usize },
+    /// Memory whose content is unspecified from here on: the emulated device spoils it, the hardware has nothing to do.
+    #[cfg_attr(not(feature = "emulator"), allow(dead_code))]
+    Fresh { at: u64, bytes: usize },
+}
+
+impl Command {
+    /// Does it.
+    pub fn issue(&self, driver: &dyn Driver) -> Result<()> {
+        match *self {
+            Command::Launch { kernel, precision, blocks, ref arguments } => {
+                driver.launch(kernel, precision, blocks, arguments)
+            }
+            Command::Copy { to, from, bytes } => driver.copy(to, from, bytes),
+            Command::Zero { at, bytes } => driver.zero(at, bytes),
+            Command::Fresh { .. } => Ok(()),
+        }
+    }
+}
+
 /// A device with one stream of work. Addresses are the device's own.
 pub(super) trait Driver: Send + Sync {
     fn facts(&self) -> Result<Facts>;
@@ -54,6 +82,14 @@ pub(super) trait Driver: Send + Sync {
 
     /// `arguments` are the bits of the kernel's parameters, one word each, low bytes first.
     fn launch(&self, kernel: &'static Kernel, precision: Precision, blocks: Blocks, arguments: &[u64]) -> Result<()>;
+
+    /// Makes a graph of this work, in this order, and does none of it. The answer names it.
+    fn build_graph(&self, commands: Vec<Command>) -> Result<u64>;
+
+    fn replay(&self, graph: u64) -> Result<()>;
+
+    /// Forgets a graph; where it runs, it runs to its end.
+    fn drop_graph(&self, graph: u64);
 
     fn synchronize(&self) -> Result<()>;
 

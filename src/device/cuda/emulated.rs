@@ -3,13 +3,15 @@
 //! Memory is never recycled, so that what is freed stays poisoned; outputs start as NaN; the order in which blocks and
 //! threads run is drawn from a seed, `GRAD_EMULATOR_SEED` or one that counts up, which every report names.
 
+use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use super::Precision;
-use super::driver::{Driver, Facts, Lane};
+use super::driver::{Command, Driver, Facts, Lane};
 use super::launch::{Blocks, Kernel};
+use super::{Precision, lock};
 use crate::error::{Error, Result};
 
 unsafe extern "C" {
@@ -38,12 +40,14 @@ const MEMORY: usize = 8 << 30;
 
 pub(super) struct Emulated {
     seed: AtomicU64,
+    graphs: Mutex<HashMap<u64, Arc<[Command]>>>,
+    next_graph: AtomicU64,
 }
 
 impl Emulated {
     pub fn new() -> Self {
         let seed = std::env::var("GRAD_EMULATOR_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
-        Emulated { seed: AtomicU64::new(seed) }
+        Emulated { seed: AtomicU64::new(seed), graphs: Mutex::default(), next_graph: AtomicU64::new(1) }
     }
 }
 
@@ -122,6 +126,29 @@ impl Driver for Emulated {
             let (grid, block) = (grid.as_ptr(), block.as_ptr());
             grad_emulator_launch(name.as_ptr(), run, pointers, grid, block, shared, seed, message, size)
         })
+    }
+
+    fn build_graph(&self, commands: Vec<Command>) -> Result<u64> {
+        let graph = self.next_graph.fetch_add(1, Ordering::Relaxed);
+        lock(&self.graphs).insert(graph, commands.into());
+        Ok(graph)
+    }
+
+    /// Every command with all its checks; what starts without content is NaN again, so that nothing flows from a replay
+    /// into the next but by memory from outside.
+    fn replay(&self, graph: u64) -> Result<()> {
+        let commands = lock(&self.graphs)[&graph].clone();
+        commands.iter().try_for_each(|command| match *command {
+            // SAFETY: the emulator checks the address.
+            Command::Fresh { at, bytes } => {
+                call(|message, size| unsafe { grad_emulator_fill(at, 0xFF, bytes, message, size) })
+            }
+            _ => command.issue(self),
+        })
+    }
+
+    fn drop_graph(&self, graph: u64) {
+        lock(&self.graphs).remove(&graph);
     }
 
     fn synchronize(&self) -> Result<()> {

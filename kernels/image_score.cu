@@ -124,7 +124,7 @@ extern "C" __global__ __launch_bounds__(32) void image_scores(const double* __re
                                                               uint32_t pool) {
     const uint32_t n = blockIdx.x * blockDim.x + threadIdx.x;
     if (n >= images) return;
-    double sum = -CUDART_INF, peak = LOWEST;
+    double sum = LOWEST, peak = LOWEST;
     for (uint32_t i = 0; i < window_bands; ++i) sum = larger(sum, largest[n * window_bands + i]);
     for (uint32_t i = 0; i < map_bands; ++i) peak = larger(peak, peaks[n * map_bands + i]);
     found[2 * n] = static_cast<float>(sum / (pool * pool));

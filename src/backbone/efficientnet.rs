@@ -25,7 +25,7 @@ use crate::device::Device;
 use crate::device::cuda::Gpu;
 use crate::error::{Error, Result};
 use crate::nn::frozen::{Frozen, FrozenGate};
-use crate::ops::{Add, Concat, Conv2d, DepthwiseConv2d, Kind, UpsampleBilinear};
+use crate::ops::{Concat, Conv2d, DepthwiseConv2d, Kind, UpsampleBilinear};
 use crate::tape::Tape;
 use crate::tensor::Tensor;
 
@@ -265,12 +265,12 @@ impl Backbone {
     /// As [`Self::forward`].
     pub fn taps(&self, x: &Tensor) -> Result<[Tensor; 2]> {
         let [_, h, w] = expect_pictures(x)?;
-        let (plan, tape, pads) = (self.network.plan(), Tape::off(), self.pads(h, w));
+        let (plan, pads) = (self.network.plan(), self.pads(h, w));
         let stem = Conv2d { stride: 2, pad: pads[0], act: plan.act };
-        let mut h = self.stem.conv2d(x, stem)?;
+        let mut h = self.stem.conv2d(x, stem, None)?;
         let mut tap = None;
         for (i, (block, &pad)) in self.blocks.iter().zip(&pads[1..]).enumerate() {
-            h = block.forward(&tape, &h, plan.act, pad)?;
+            h = block.forward(&h, plan.act, pad)?;
             if i == plan.taps[0] {
                 tap = Some(h.clone());
             }
@@ -318,17 +318,16 @@ impl Block {
         })
     }
 
-    fn forward(&self, tape: &Tape, x: &Tensor, act: Kind, pad: [usize; 4]) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, act: Kind, pad: [usize; 4]) -> Result<Tensor> {
         let mut h = match &self.expand {
-            Some(expand) => expand.pointwise(x, act)?,
+            Some(expand) => expand.pointwise(x, act, None)?,
             None => x.clone(),
         };
         h = self.depthwise.depthwise(&h, DepthwiseConv2d { stride: self.stride, pad, act })?;
         if let Some(gate) = &self.squeeze {
             h = gate.forward(&h)?;
         }
-        let y = self.project.pointwise(&h, Kind::Identity)?;
-        if self.residual { tape.apply(Add {}, &[&y, x]) } else { Ok(y) }
+        self.project.pointwise(&h, Kind::Identity, self.residual.then_some(x))
     }
 }
 

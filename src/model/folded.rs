@@ -21,9 +21,7 @@ use crate::error::Result;
 use crate::nn::frozen::{Frozen, FrozenGate};
 use crate::nn::{EPS, Params};
 use crate::op::Op;
-use crate::ops::{
-    Activation, Add, Concat, Conv2d, DepthwiseConv2d, GlobalAvgPool, GridSample, Kind, RefinementGate, ScoreMap,
-};
+use crate::ops::{Concat, Conv2d, DepthwiseConv2d, GlobalAvgPool, GridSample, Kind, RefinementGate, ScoreMap};
 use crate::storage::Storage;
 use crate::tape::Tape;
 use crate::tensor::Tensor;
@@ -39,8 +37,16 @@ struct Branch {
 
 /// A fusion block of either kind.
 enum Block {
-    Basic([Frozen; 2]),
-    Mobile { expand: Frozen, depthwise: Frozen, gate: Box<FrozenGate>, project: Frozen },
+    Basic(Box<[Frozen; 2]>),
+    Mobile(Box<Mobile>),
+}
+
+/// The layers of a bottleneck.
+struct Mobile {
+    expand: Frozen,
+    depthwise: Frozen,
+    gate: FrozenGate,
+    project: Frozen,
 }
 
 /// A head without BatchNorm, with values of its own: later changes of the parameters it was made of do not reach it.
@@ -95,15 +101,15 @@ impl Values<'_> {
         let folded = |conv: &str, norm: &str| self.folded(&format!("{name}.{conv}"), &format!("{name}.{norm}"));
         let plain = |conv: &str| self.plain(&format!("{name}.{conv}"));
         if kind == ModelKind::Grad {
-            return Block::Basic([folded("conv1", "bn1"), folded("conv2", "bn2")]);
+            return Block::Basic(Box::new([folded("conv1", "bn1"), folded("conv2", "bn2")]));
         }
         let layers = [(plain("se_reduce"), Kind::Relu), (plain("se_expand"), Kind::HardSigmoid)];
-        Block::Mobile {
+        Block::Mobile(Box::new(Mobile {
             expand: folded("expand", "bn1"),
             depthwise: folded("depthwise", "bn2"),
-            gate: Box::new(FrozenGate { layers, act: Kind::HardSwish }),
+            gate: FrozenGate { layers, act: Kind::HardSwish },
             project: folded("project", "bn3"),
-        }
+        }))
     }
 }
 
@@ -116,7 +122,7 @@ impl Branch {
 
     /// What the grid holds at the coordinates of x.
     fn read(&self, tape: &Tape, x: &Tensor) -> Result<Tensor> {
-        let coord = self.coord[1].pointwise(&self.coord[0].pointwise(x, Kind::Tanh)?, Kind::Tanh)?;
+        let coord = self.coord[1].pointwise(&self.coord[0].pointwise(x, Kind::Tanh, None)?, Kind::Tanh, None)?;
         tape.apply(GridSample {}, &[&self.grid, &coord])
     }
 }
@@ -124,28 +130,28 @@ impl Branch {
 impl Block {
     fn to(&self, device: &Device) -> Result<Self> {
         Ok(match self {
-            Block::Basic([a, b]) => Block::Basic([a.to(device)?, b.to(device)?]),
-            Block::Mobile { expand, depthwise, gate, project } => Block::Mobile {
-                expand: expand.to(device)?,
-                depthwise: depthwise.to(device)?,
-                gate: Box::new(gate.to(device)?),
-                project: project.to(device)?,
-            },
+            Block::Basic(convs) => Block::Basic(Box::new([convs[0].to(device)?, convs[1].to(device)?])),
+            Block::Mobile(layers) => Block::Mobile(Box::new(Mobile {
+                expand: layers.expand.to(device)?,
+                depthwise: layers.depthwise.to(device)?,
+                gate: layers.gate.to(device)?,
+                project: layers.project.to(device)?,
+            })),
         })
     }
 
-    fn forward(&self, tape: &Tape, x: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self {
-            Block::Basic([a, b]) => {
-                let conv = |act| Conv2d { stride: 1, pad: PAD, act };
-                let t = b.conv2d(&a.conv2d(x, conv(Kind::Relu))?, conv(Kind::Identity))?;
-                tape.apply(Activation { kind: Kind::Relu }, &[&tape.apply(Add {}, &[&t, x])?])
+            Block::Basic(convs) => {
+                let [a, b] = &**convs;
+                let conv = Conv2d { stride: 1, pad: PAD, act: Kind::Relu };
+                b.conv2d(&a.conv2d(x, conv.clone(), None)?, conv, Some(x))
             }
-            Block::Mobile { expand, depthwise, gate, project } => {
-                let t = expand.pointwise(x, Kind::HardSwish)?;
+            Block::Mobile(layers) => {
+                let Mobile { expand, depthwise, gate, project } = &**layers;
+                let t = expand.pointwise(x, Kind::HardSwish, None)?;
                 let t = depthwise.depthwise(&t, DepthwiseConv2d { stride: 1, pad: PAD, act: Kind::Identity })?;
-                let t = project.pointwise(&gate.forward(&t)?, Kind::Identity)?;
-                tape.apply(Add {}, &[&t, x])
+                project.pointwise(&gate.forward(&t)?, Kind::Identity, Some(x))
             }
         }
     }
@@ -197,9 +203,9 @@ impl FoldedHead {
         };
         drop(reads);
         for block in &self.blocks {
-            t = block.forward(&tape, &t)?;
+            t = block.forward(&t)?;
         }
-        let f = self.recover.pointwise(&t, Kind::Identity)?;
+        let f = self.recover.pointwise(&t, Kind::Identity, None)?;
         let HeadConfig { refine, mse_coef, mse_weight, cos_weight, .. } = self.config;
         match x.gpu() {
             Some(gpu) if refine => self.refined_score(gpu, &f, x),

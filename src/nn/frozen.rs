@@ -1,7 +1,7 @@
 //! Layers whose weights do not change: those of a backbone, and of a trained head with its BatchNorm folded in.
 //!
 //! ```text
-//! convolution   y = act(x ∗ w + b)                              1x1, dense or depthwise
+//! convolution   y = act(x ∗ w + b [+ r])                        1x1, dense or depthwise
 //! gate          y = act(x ⊙ g),  g = b(a(mean(x) · w1 + b1) · w2 + b2)     mean over the positions of an image
 //! ```
 //! In host memory they are the ops of the same formulas. On a device the weights of matrix products are rounded and laid
@@ -11,9 +11,7 @@
 use crate::device::Device;
 use crate::device::cuda::{DeviceVec, Gpu, Grid, Real, Slice, launch};
 use crate::error::Result;
-use crate::ops::{
-    Activation, ChannelScale, Conv2d, DepthwiseConv2d, GlobalAvgPool, Kind, LaidOut, PointwiseConv,
-};
+use crate::ops::{Activation, Add, ChannelScale, Conv2d, DepthwiseConv2d, GlobalAvgPool, Kind, LaidOut, PointwiseConv};
 use crate::storage::Storage;
 use crate::tape::Tape;
 use crate::tensor::Tensor;
@@ -51,27 +49,33 @@ impl Frozen {
         Ok(Frozen { weight, bias, laid_out })
     }
 
-    /// As a 1x1 convolution of x `[.., I]`, or as a linear layer.
+    /// As a 1x1 convolution of x `[.., I]`, or as a linear layer; `residual` is of the shape of the result.
     ///
     /// # Errors
     /// As the op.
-    pub fn pointwise(&self, x: &Tensor, act: Kind) -> Result<Tensor> {
-        let (op, inputs) = (PointwiseConv { act }, [x, &self.weight, &self.bias]);
-        match (x.gpu(), &self.laid_out) {
-            (Some(gpu), Some(laid_out)) => op.frozen(gpu, inputs, laid_out),
-            _ => Tape::off().apply(op, &inputs),
+    pub fn pointwise(&self, x: &Tensor, act: Kind, residual: Option<&Tensor>) -> Result<Tensor> {
+        let inputs = [x, &self.weight, &self.bias];
+        if let (Some(gpu), Some(laid_out)) = (x.gpu(), &self.laid_out) {
+            return PointwiseConv { act }.frozen(gpu, inputs, laid_out, residual);
+        }
+        match residual {
+            None => Tape::off().apply(PointwiseConv { act }, &inputs),
+            Some(r) => finish(Tape::off().apply(PointwiseConv { act: Kind::Identity }, &inputs)?, r, act),
         }
     }
 
-    /// As a dense convolution of x `[N, H, W, I]`.
+    /// As a dense convolution of x `[N, H, W, I]`; `residual` is of the shape of the result.
     ///
     /// # Errors
     /// As the op.
-    pub fn conv2d(&self, x: &Tensor, op: Conv2d) -> Result<Tensor> {
-        let inputs = [x, &self.weight, &self.bias];
-        match (x.gpu(), &self.laid_out) {
-            (Some(gpu), Some(laid_out)) => op.frozen(gpu, inputs, laid_out),
-            _ => Tape::off().apply(op, &inputs),
+    pub fn conv2d(&self, x: &Tensor, op: Conv2d, residual: Option<&Tensor>) -> Result<Tensor> {
+        let (inputs, act) = ([x, &self.weight, &self.bias], op.act);
+        if let (Some(gpu), Some(laid_out)) = (x.gpu(), &self.laid_out) {
+            return op.frozen(gpu, inputs, laid_out, residual);
+        }
+        match residual {
+            None => Tape::off().apply(op, &inputs),
+            Some(r) => finish(Tape::off().apply(Conv2d { act: Kind::Identity, ..op }, &inputs)?, r, act),
         }
     }
 
@@ -82,6 +86,13 @@ impl Frozen {
     pub fn depthwise(&self, x: &Tensor, op: DepthwiseConv2d) -> Result<Tensor> {
         Tape::off().apply(op, &[x, &self.weight, &self.bias])
     }
+}
+
+/// `act(y + residual)` by the ops.
+fn finish(y: Tensor, residual: &Tensor, act: Kind) -> Result<Tensor> {
+    let tape = Tape::off();
+    let sum = tape.apply(Add {}, &[&y, residual])?;
+    if act == Kind::Identity { Ok(sum) } else { tape.apply(Activation { kind: act }, &[&sum]) }
 }
 
 /// A squeeze-excite gate and the activation after it.
@@ -113,7 +124,7 @@ impl FrozenGate {
         }
         let tape = Tape::off();
         let mean = tape.apply(GlobalAvgPool {}, &[x])?;
-        let gate = w2.pointwise(&w1.pointwise(&mean, *a)?, *b)?;
+        let gate = w2.pointwise(&w1.pointwise(&mean, *a, None)?, *b, None)?;
         let y = tape.apply(ChannelScale {}, &[x, &gate])?;
         if self.act == Kind::Identity { Ok(y) } else { tape.apply(Activation { kind: self.act }, &[&y]) }
     }

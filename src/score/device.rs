@@ -65,18 +65,7 @@ impl DeviceProtocol {
         let (mut maps, mut found) = (gpu.scratch(n * side * side)?, gpu.scratch(n * 2)?);
         let (mut peaks, mut largest) = (gpu.scratch(n * bands)?, gpu.scratch(n * window_bands)?);
         let grid = Grid::blocks2(bands, n).shared(shared + 8 * (band + window));
-        launch::smooth_maps(
-            gpu,
-            grid,
-            raw,
-            &mut maps.slice_mut(),
-            &mut peaks.slice_mut(),
-            h,
-            w,
-            side,
-            window,
-            band,
-        )?;
+        launch::smooth_maps(gpu, grid, raw, &mut maps.slice_mut(), &mut peaks.slice_mut(), h, w, side, window, band)?;
         let grid = Grid::blocks2(window_bands, n).shared(shared);
         launch::largest_windows(gpu, grid, maps.slice(), &mut largest.slice_mut(), side, pool, band)?;
         launch::image_scores(

@@ -75,7 +75,6 @@ impl Drop for Mark {
 
 /// A way for values to a device.
 pub struct Upload<T: Element> {
-    // Dropped in this order: marks are waited for in `drop`.
     host: Pinned,
     device: DeviceVec<T>,
     sent: Mark,

@@ -1,6 +1,6 @@
 // What happens to finished values of a matrix product on their way to memory, V neighbours of a row at a time.
 //
-//   BiasActivation   y = act(z + bias), or with dy: y = dy act'(z + bias), the gradient before the activation
+//   BiasActivation   y = act(z + bias + residual), or with dy: y = dy act'(..), the gradient before the activation
 //   Plain            f32 sums as they are
 #pragma once
 
@@ -12,6 +12,7 @@ struct BiasActivation {
     const real* dy_or_null;
     real* y;
     uint32_t n, act;
+    const real* residual_or_null = nullptr;
 
     template <uint32_t V>
     __device__ __forceinline__ void operator()(uint32_t row, uint32_t column, Floats<V> z) const {
@@ -20,6 +21,9 @@ struct BiasActivation {
             // One by one: a bias is a stretch of a long list of parameters and may start anywhere.
 #pragma unroll
             for (uint32_t i = 0; i < V; ++i) z.at[i] += bias_or_null[column + i];
+        }
+        if (residual_or_null != nullptr) {
+            z = zip([](float v, float r) { return v + r; }, z, load<V>(residual_or_null + at));
         }
         if (dy_or_null != nullptr) {
             const auto gradient = [&](float v, float dy) { return dy * act_slope(act, v); };

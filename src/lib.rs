@@ -28,6 +28,7 @@ pub mod evaluate;
 pub mod features;
 pub mod golden;
 pub mod heatmap;
+pub mod inference;
 pub mod inspect;
 pub mod metrics;
 pub mod model;

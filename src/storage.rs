@@ -42,16 +42,17 @@ impl Storage {
     pub fn filled_like(&self, len: usize, value: f32) -> Result<Self> {
         match self.gpu() {
             None => Ok(Storage::Host(Buffer::filled(len, value))),
-            Some(gpu) if value == 0.0 => {
+            Some(gpu) => {
                 let mut new = Storage::scratch(gpu, self.is_f32(), len)?;
                 match &mut new {
-                    Storage::Floats(v) => gpu.zero(&mut v.slice_mut())?,
-                    Storage::Reals(v) => gpu.zero(&mut v.slice_mut())?,
+                    Storage::Floats(v) if value == 0.0 => gpu.zero(&mut v.slice_mut())?,
+                    Storage::Reals(v) if value == 0.0 => gpu.zero(&mut v.slice_mut())?,
+                    Storage::Floats(v) => launch::fill_floats(gpu, Grid::threads(len), &mut v.slice_mut(), value, len)?,
+                    Storage::Reals(v) => launch::fill_reals(gpu, Grid::threads(len), &mut v.slice_mut(), value, len)?,
                     Storage::Host(_) => {}
                 }
                 Ok(new)
             }
-            Some(gpu) => Storage::upload(gpu, self.is_f32(), &vec![value; len]),
         }
     }
 
@@ -177,11 +178,11 @@ impl Storage {
             }
             (Storage::Reals(sum), Storage::Reals(x)) => {
                 let n = x.len();
-                launch::add_assign_reals(x.gpu(), Grid::threads(n.div_ceil(4)), x.slice(), &mut sum.slice_mut(), n)
+                launch::add_assign_reals(x.gpu(), Grid::threads(n.div_ceil(8)), x.slice(), &mut sum.slice_mut(), n)
             }
             (Storage::Floats(sum), Storage::Floats(x)) => {
                 let n = x.len();
-                launch::add_assign_floats(x.gpu(), Grid::threads(n.div_ceil(4)), x.slice(), &mut sum.slice_mut(), n)
+                launch::add_assign_floats(x.gpu(), Grid::threads(n.div_ceil(8)), x.slice(), &mut sum.slice_mut(), n)
             }
             _ => Err(mismatch()),
         }

@@ -1,6 +1,7 @@
 //! Layers: parameters and composition. No gradient is written here, ops know their own.
 
 mod basic_block;
+pub(crate) mod frozen;
 mod mobile_bottleneck;
 mod norm;
 pub mod params;
@@ -9,7 +10,7 @@ mod pointwise;
 pub use basic_block::BasicBlock;
 pub use mobile_bottleneck::MobileBottleneck;
 pub use norm::Norm;
-pub(crate) use norm::shared;
+pub(crate) use norm::{EPS, shared};
 pub use params::{Builder, Entry, Id, Init, Params, Role};
 pub use pointwise::Pointwise;
 

@@ -8,7 +8,7 @@ use crate::ops::{BatchNorm, BatchNormSqueezeExcite, Kind, Statistics, ghost_grou
 use crate::tensor::Tensor;
 
 /// Added to the variance in every head.
-const EPS: f64 = 1e-5;
+pub(crate) const EPS: f64 = 1e-5;
 /// Share of the batch in an updated running statistic.
 const MOMENTUM: f64 = 0.1;
 

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::activation::{Kind, bias_and_activation};
 use super::pointwise_conv::{
-    LaidOut, Tiling, bias_gradient, bias_gradient_on, defined_through_activation, dz_on, through_activation,
+    LaidOut, Tiling, bias_gradient, bias_gradient_on, defined_through_activation, dz_on, residual_of,
+    through_activation,
 };
 use crate::device::cpu::{self, ConvGeometry};
 use crate::device::cuda::{DeviceVec, Gpu, GpuArg, GpuOut, Real as Stored, Slice, SliceMut, Values, launch};
@@ -18,6 +19,8 @@ use crate::error::Result;
 use crate::op::{Arg, Case, Op, expect_inputs, expect_nhwc, expect_shape, refuse};
 use crate::real::Real;
 use crate::shape::Shape;
+use crate::storage::Storage;
+use crate::tensor::Tensor;
 
 /// See the head of this file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -89,7 +92,29 @@ impl Conv2d {
         let g = self.geometry(x[0].shape, x[1].shape);
         let w = LaidOut::new(gpu, x[1].data.floats(), [g.kh * g.kw * g.ci, g.co])?;
         let bias = x.get(2).map(|bias| bias.data.floats());
-        patches_product(gpu, &g, true, x[0].data.reals(), &w, bias, dy, y, self.act)
+        patches_product(gpu, &g, true, x[0].data.reals(), &w, bias, None, dy, y, self.act)
+    }
+
+    /// Weights w that will not change, laid out for [`Self::frozen`]; nothing in host memory.
+    pub(crate) fn lay_out(w: &Tensor) -> Result<Option<LaidOut>> {
+        let (shape, Some(gpu)) = (w.shape(), w.gpu()) else { return Ok(None) };
+        LaidOut::new(gpu, w.values().floats(), [shape.rows(), shape.channels()]).map(Some)
+    }
+
+    /// The op on a device, with inputs x, w and bias and with w laid out before; a residual is added before the activation.
+    pub(crate) fn frozen(
+        &self,
+        gpu: &Gpu,
+        [x, w, bias]: [&Tensor; 3],
+        laid_out: &LaidOut,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let shape = self.infer(&[x.shape(), w.shape(), bias.shape()])?[0];
+        let (g, mut y) = (self.geometry(x.shape(), w.shape()), gpu.scratch(shape.numel())?);
+        let (x, bias) = (x.values().reals(), Some(bias.values().floats()));
+        let residual = residual_of::<Self>(residual, shape)?;
+        patches_product(gpu, &g, true, x, laid_out, bias, residual, None, &mut y.slice_mut(), self.act)?;
+        Ok(Tensor::stored(shape, Storage::Reals(y)))
     }
 }
 
@@ -102,6 +127,7 @@ fn patches_product(
     x: Slice<Stored>,
     w: &LaidOut,
     bias: Option<Slice<f32>>,
+    residual: Option<Slice<Stored>>,
     dy: Option<Slice<Stored>>,
     y: &mut SliceMut<Stored>,
     act: Kind,
@@ -121,6 +147,7 @@ fn patches_product(
         x,
         w.values.slice(),
         bias,
+        residual,
         dy,
         y,
         m,
@@ -248,7 +275,7 @@ impl Op for Conv2d {
         let dz = buffer.as_ref().map_or(dy.reals(), DeviceVec::slice);
         if let Some(dx) = &mut dx[0] {
             let w = LaidOut::transposed(gpu, x[1].data.floats(), [g.kh * g.kw, g.ci, g.co])?;
-            patches_product(gpu, &g, false, dz, &w, None, None, &mut dx.reals(), Kind::Identity)?;
+            patches_product(gpu, &g, false, dz, &w, None, None, None, &mut dx.reals(), Kind::Identity)?;
         }
         if let Some(dw) = &mut dx[1] {
             let (x, rows, positions) = (x[0].data.reals(), g.kh * g.kw * g.ci, g.out_rows());

@@ -30,6 +30,7 @@ pub use global_avg_pool::GlobalAvgPool;
 pub use grid_sample::GridSample;
 pub use mse_loss::MseLoss;
 pub(crate) use normalise::group_images as ghost_group;
+pub(crate) use pointwise_conv::LaidOut;
 pub use pointwise_conv::PointwiseConv;
 pub use refinement_gate::RefinementGate;
 pub use score_map::ScoreMap;

@@ -20,6 +20,8 @@ use crate::error::Result;
 use crate::op::{Arg, Case, Op, expect_inputs, expect_shape, refuse};
 use crate::real::Real;
 use crate::shape::Shape;
+use crate::storage::Storage;
+use crate::tensor::Tensor;
 
 /// See the head of this file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -51,7 +53,31 @@ impl PointwiseConv {
             let grid = Grid::blocks(m.div_ceil(32));
             return launch::pointwise_conv_narrow_forward(gpu, grid, x, w, bias, dy, y, m, a, b, self.act as usize);
         }
-        product(gpu, x, &LaidOut::new(gpu, w, [a, b])?, bias, dy, y, [m, b, a], self.act)
+        product(gpu, x, &LaidOut::new(gpu, w, [a, b])?, bias, None, dy, y, [m, b, a], self.act)
+    }
+
+    /// Weights w that will not change, laid out for [`Self::frozen`]; nothing where the kernels read them as they are.
+    pub(crate) fn lay_out(w: &Tensor) -> Result<Option<LaidOut>> {
+        let (a, b) = (w.shape()[0], w.shape()[1]);
+        let Some(gpu) = w.gpu().filter(|_| b > NARROW) else { return Ok(None) };
+        LaidOut::new(gpu, w.values().floats(), [a, b]).map(Some)
+    }
+
+    /// The op on a device, with inputs x, w and bias and with w laid out before; a residual is added before the activation.
+    pub(crate) fn frozen(
+        &self,
+        gpu: &Gpu,
+        [x, w, bias]: [&Tensor; 3],
+        laid_out: &LaidOut,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let shape = self.infer(&[x.shape(), w.shape(), bias.shape()])?[0];
+        let (a, b) = (w.shape()[0], w.shape()[1]);
+        let (m, mut y) = (shape.numel() / b, gpu.scratch(shape.numel())?);
+        let (x, bias) = (x.values().reals(), Some(bias.values().floats()));
+        let residual = residual_of::<Self>(residual, shape)?;
+        product(gpu, x, laid_out, bias, residual, None, &mut y.slice_mut(), [m, b, a], self.act)?;
+        Ok(Tensor::stored(shape, Storage::Reals(y)))
     }
 }
 
@@ -173,7 +199,7 @@ impl Op for PointwiseConv {
                 launch::pointwise_conv_narrow_input_gradient(gpu, grid, dz, w, &mut dx.reals(), m, a, b)?;
             } else {
                 let w = LaidOut::transposed(gpu, w, [1, a, b])?;
-                product(gpu, dz, &w, None, None, &mut dx.reals(), [m, a, b], Kind::Identity)?;
+                product(gpu, dz, &w, None, None, None, &mut dx.reals(), [m, a, b], Kind::Identity)?;
             }
         }
         if let Some(dw) = &mut dx[1] {
@@ -236,6 +262,13 @@ impl Op for PointwiseConv {
     }
 }
 
+/// What is added to an output of this shape.
+pub(super) fn residual_of<O: Op>(residual: Option<&Tensor>, shape: Shape) -> Result<Option<Slice<'_, Stored>>> {
+    let Some(residual) = residual else { return Ok(None) };
+    expect_shape::<O>("residual", residual.shape(), shape)?;
+    Ok(Some(residual.values().reals()))
+}
+
 /// `dz = dy · act'(z)` by definition; `forward` computes z.
 pub(super) fn defined_through_activation<T: Real>(act: Kind, dy: &[T], forward: impl FnOnce(&mut [T])) -> Vec<T> {
     if act == Kind::Identity {
@@ -266,13 +299,14 @@ pub(super) fn bias_gradient(dz: &[f32], dbias: &mut [f32]) {
 /// Up to so many outputs have kernels of their own, see `kernels/pointwise_conv.cu`.
 const NARROW: usize = 8;
 
-/// `y [m, n] = act(x [m, k] · w [k, n] + bias)` by tiles, or with dy as in [`PointwiseConv::apply`].
+/// `y [m, n] = act(x [m, k] · w [k, n] + bias + residual)` by tiles, or with dy as in [`PointwiseConv::apply`].
 #[allow(clippy::too_many_arguments)]
 fn product(
     gpu: &Gpu,
     x: Slice<Stored>,
     w: &LaidOut,
     bias: Option<Slice<f32>>,
+    residual: Option<Slice<Stored>>,
     dy: Option<Slice<Stored>>,
     y: &mut SliceMut<Stored>,
     [m, n, k]: [usize; 3],
@@ -280,11 +314,12 @@ fn product(
 ) -> Result<()> {
     let tiling = Tiling::new(gpu, &[k], [m, n], 1);
     let (grid, w, pitch) = (tiling.grid([m, n], 1), w.values.slice(), w.pitch);
-    launch::pointwise_conv_forward(gpu, grid, x, w, bias, dy, y, m, n, k, pitch, act as usize, tiling as usize)
+    let (act, tiling) = (act as usize, tiling as usize);
+    launch::pointwise_conv_forward(gpu, grid, x, w, bias, residual, dy, y, m, n, k, pitch, act, tiling)
 }
 
 /// Weights as `kernels/gemm.cuh` reads them: rounded to the storage type, lines padded to 16 bytes.
-pub(super) struct LaidOut {
+pub(crate) struct LaidOut {
     pub values: DeviceVec<Stored>,
     /// From line to line.
     pub pitch: usize,

@@ -8,13 +8,15 @@
  *   load=CODE      no module can be loaded
  *   memory=BYTES   what can be allocated in all (1 GiB)
  *   launches=N     launch N and everything after it answer 719: the device is lost
+ *   graph=CODE     no graph can be made
  * Compiled with -DVERY_OLD it has cuInit alone.
  *
- * Signatures: CUDA Driver API, "Initialization" to "Execution Control". */
+ * Signatures: CUDA Driver API, "Initialization" to "Graph Management". */
 #include <stdlib.h>
 #include <string.h>
 
-enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_DEVICE = 101, LAUNCH_FAILED = 719 };
+enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_DEVICE = 101, LAUNCH_FAILED = 719,
+       CAPTURE_UNSUPPORTED = 900 };
 
 static unsigned long long setting(const char *name, unsigned long long otherwise) {
     const char *at = getenv("FAKE_CUDA");
@@ -108,18 +110,117 @@ int cuCtxSetCurrent(void *context) {
     return context == &taken ? SUCCESS : INVALID_VALUE;
 }
 
+/* Work that a graph holds: a launch (no bytes), a copy, a zeroing (no origin). */
+struct Work {
+    Address to, from;
+    size_t bytes;
+    struct Work *next;
+};
+
+struct Graph {
+    struct Work *first, **last;
+};
+
+enum { STREAM = 0x57 };
+struct Stream {
+    int kind;
+    struct Graph *recording;
+};
+
+static struct Stream *stream_of(void *stream) {
+    struct Stream *s = stream;
+    return s && s->kind == STREAM ? s : NULL;
+}
+
 int cuStreamCreate(void **stream, unsigned flags) {
     (void)flags;
-    *stream = &launches;
+    struct Stream *s = calloc(1, sizeof *s);
+    s->kind = STREAM;
+    *stream = s;
     return SUCCESS;
 }
 
 int cuStreamDestroy_v2(void *stream) {
-    return stream == &launches ? SUCCESS : INVALID_VALUE;
+    if (!stream_of(stream) || stream_of(stream)->recording) return INVALID_VALUE;
+    free(stream);
+    return SUCCESS;
 }
 
 int cuStreamSynchronize(void *stream) {
-    return stream == &launches ? alive() : INVALID_VALUE;
+    if (!stream_of(stream)) return INVALID_VALUE;
+    return stream_of(stream)->recording ? CAPTURE_UNSUPPORTED : alive();
+}
+
+static void work(Address to, Address from, size_t bytes) {
+    if (from) memmove((void *)to, (void *)from, bytes);
+    else if (bytes) memset((void *)to, 0, bytes);
+    else if (__atomic_add_fetch(&launches, 1, __ATOMIC_SEQ_CST) >= setting("launches", ~0ull)) {
+        __atomic_store_n(&lost, 1, __ATOMIC_SEQ_CST);
+    }
+}
+
+/* Does the work, or records it. */
+static int put(void *stream, Address to, Address from, size_t bytes) {
+    struct Stream *s = stream_of(stream);
+    if (!s) return INVALID_VALUE;
+    if (!s->recording) {
+        work(to, from, bytes);
+        return alive();
+    }
+    struct Work *w = malloc(sizeof *w);
+    *w = (struct Work){to, from, bytes, NULL};
+    *s->recording->last = w;
+    s->recording->last = &w->next;
+    return SUCCESS;
+}
+
+int cuStreamBeginCapture_v2(void *stream, int mode) {
+    struct Stream *s = stream_of(stream);
+    if (!s || s->recording || mode != 2) return INVALID_VALUE;
+    s->recording = calloc(1, sizeof *s->recording);
+    s->recording->last = &s->recording->first;
+    return alive();
+}
+
+int cuStreamEndCapture(void *stream, void **graph) {
+    struct Stream *s = stream_of(stream);
+    if (!s || !s->recording) return INVALID_VALUE;
+    *graph = s->recording;
+    s->recording = NULL;
+    return SUCCESS;
+}
+
+/* An executable graph takes the work over. */
+int cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long long flags) {
+    struct Graph *g = graph, *made;
+    if (!g || flags) return INVALID_VALUE;
+    if (setting("graph", SUCCESS)) return (int)setting("graph", SUCCESS);
+    made = malloc(sizeof *made);
+    *made = *g;
+    g->first = NULL;
+    *executable = made;
+    return alive();
+}
+
+int cuGraphDestroy(void *graph) {
+    struct Graph *g = graph;
+    for (struct Work *w = g->first, *next; w; w = next) {
+        next = w->next;
+        free(w);
+    }
+    free(g);
+    return SUCCESS;
+}
+
+int cuGraphExecDestroy(void *executable) {
+    return cuGraphDestroy(executable);
+}
+
+int cuGraphLaunch(void *executable, void *stream) {
+    struct Graph *g = executable;
+    if (!stream_of(stream) || stream_of(stream)->recording) return INVALID_VALUE;
+    for (struct Work *w = g->first; w && !alive(); w = w->next) work(w->to, w->from, w->bytes);
+    return alive();
 }
 
 int cuEventCreate(void **event, unsigned flags) {
@@ -129,12 +230,20 @@ int cuEventCreate(void **event, unsigned flags) {
 }
 
 int cuEventRecord(void *event, void *stream) {
-    return event == &lost && stream == &launches ? alive() : INVALID_VALUE;
+    return event == &lost && stream_of(stream) ? alive() : INVALID_VALUE;
 }
 
 int cuEventElapsedTime(float *milliseconds, void *start, void *end) {
     *milliseconds = 1;
     return start && end ? alive() : INVALID_VALUE;
+}
+
+int cuEventSynchronize(void *event) {
+    return event == &lost ? alive() : INVALID_VALUE;
+}
+
+int cuStreamWaitEvent(void *stream, void *event, unsigned flags) {
+    return stream == &launches && event == &lost && !flags ? alive() : INVALID_VALUE;
 }
 
 int cuEventDestroy_v2(void *event) {
@@ -169,28 +278,35 @@ int cuMemFree_v2(Address address) {
     return alive();
 }
 
+int cuMemHostAlloc(void **memory, size_t bytes, unsigned flags) {
+    *memory = malloc(bytes);
+    return *memory && !flags ? alive() : OUT_OF_MEMORY;
+}
+
+int cuMemFreeHost(void *memory) {
+    free(memory);
+    return alive();
+}
+
 int cuMemcpyHtoDAsync_v2(Address to, const void *from, size_t bytes, void *stream) {
-    (void)stream;
+    if (!stream_of(stream) || stream_of(stream)->recording) return CAPTURE_UNSUPPORTED;
     memcpy((void *)to, from, bytes);
     return alive();
 }
 
 int cuMemcpyDtoHAsync_v2(void *to, Address from, size_t bytes, void *stream) {
-    (void)stream;
+    if (!stream_of(stream) || stream_of(stream)->recording) return CAPTURE_UNSUPPORTED;
     memcpy(to, (void *)from, bytes);
     return alive();
 }
 
 int cuMemcpyDtoDAsync_v2(Address to, Address from, size_t bytes, void *stream) {
-    (void)stream;
-    memmove((void *)to, (void *)from, bytes);
-    return alive();
+    return bytes ? put(stream, to, from, bytes) : alive();
 }
 
 int cuMemsetD8Async(Address to, unsigned char value, size_t bytes, void *stream) {
-    (void)stream;
-    memset((void *)to, value, bytes);
-    return alive();
+    if (value) return INVALID_VALUE;
+    return bytes ? put(stream, to, 0, bytes) : alive();
 }
 
 int cuModuleLoadData(void **module, const void *image) {
@@ -215,12 +331,9 @@ int cuFuncSetAttribute(void *function, int attribute, int value) {
 int cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsigned block_x, unsigned block_y,
                    unsigned block_z, unsigned shared, void *stream, void **arguments, void **extra) {
     (void)shared;
-    if (!function || !arguments || extra || stream != &launches) return INVALID_VALUE;
+    if (!function || !arguments || extra) return INVALID_VALUE;
     if (!x || !y || !z || y > 65535 || z > 65535 || block_x > 1024 || block_y != 1 || block_z != 1) return INVALID_VALUE;
-    if (__atomic_add_fetch(&launches, 1, __ATOMIC_SEQ_CST) >= setting("launches", ~0ull)) {
-        __atomic_store_n(&lost, 1, __ATOMIC_SEQ_CST);
-    }
-    return alive();
+    return put(stream, 0, 0, 0);
 }
 
 #endif

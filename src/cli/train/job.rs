@@ -93,14 +93,14 @@ impl Job<'_> {
         let measure = |info: &ModelInfo, trainer: &Trainer| {
             // Parameters are shared, not copied; they are let go before the next step.
             let (head, params) = (trainer.head.clone(), trainer.params.clone());
-            let detector = Detector { info: info.clone(), head, params, backbone: backbone.clone() };
+            let detector = Detector::new(info.clone(), head, params, backbone.clone());
             let metrics = self.measure(&detector, &pictures, &cached)?;
             metrics.map_or(Ok(()), |metrics| oracle.add(&self.run, info.record.len(), &detector, &metrics))
         };
         self.epochs(&mut info, &mut trainer, &train, measure)?;
 
         let Trainer { head, params, .. } = trainer;
-        let mut detector = Detector { info, head, params, backbone };
+        let mut detector = Detector::new(info, head, params, backbone);
         detector.info.score_scale = detector.measure_scale(&train)?;
         detector.info.calibration = match self.resumed.then(|| self.calibrated(&detector)).flatten() {
             Some(calibration) => Some(calibration),

@@ -6,9 +6,11 @@
 use std::collections::HashMap;
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::Arc;
 
 use half::bf16;
 
+use super::graph::GraphMemory;
 use super::{Gpu, Precision, Real};
 use crate::error::Result;
 
@@ -89,13 +91,15 @@ pub struct DeviceVec<T: Element> {
     gpu: Gpu,
     address: u64,
     len: usize,
+    /// The graph it belongs to, if it was made for one.
+    graph: Option<Arc<GraphMemory>>,
     element: PhantomData<T>,
 }
 
 impl<T: Element> DeviceVec<T> {
     pub(super) fn new(gpu: &Gpu, len: usize) -> Result<Self> {
-        let address = gpu.allocate(Self::bytes(len, gpu.precision()))?;
-        Ok(DeviceVec { gpu: gpu.clone(), address, len, element: PhantomData })
+        let (address, graph) = gpu.allocate(Self::bytes(len, gpu.precision()))?;
+        Ok(DeviceVec { gpu: gpu.clone(), address, len, graph, element: PhantomData })
     }
 
     /// At least one value, so that every array has an address of its own.
@@ -131,7 +135,7 @@ impl<T: Element> DeviceVec<T> {
 
 impl<T: Element> Drop for DeviceVec<T> {
     fn drop(&mut self) {
-        self.gpu.release(self.address, Self::bytes(self.len, self.gpu.precision()));
+        self.gpu.release(self.address, Self::bytes(self.len, self.gpu.precision()), self.graph.take());
     }
 }
 
@@ -315,7 +319,7 @@ impl<'a, T: Element> From<SliceMut<'a, T>> for ValuesMut<'a> {
 }
 
 /// Idle memory by size. Sizes are rounded up, so near-equal requests share.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Pool {
     idle: HashMap<usize, Vec<u64>>,
 }

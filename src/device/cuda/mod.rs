@@ -8,22 +8,27 @@
 mod driver;
 #[cfg(feature = "emulator")]
 mod emulated;
+mod graph;
 mod hardware;
 pub mod launch;
 mod memory;
 mod precision;
+mod transfer;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use driver::Driver;
 pub use driver::Facts;
+use driver::{Command, Driver};
+pub use graph::Graph;
+use graph::Recording;
 pub use launch::Grid;
 use launch::Kernel;
 use memory::Pool;
 pub use memory::{DeviceVec, Element, ElementKind, Slice, SliceMut, Values, ValuesMut};
 pub use precision::Precision;
 pub use precision::Real;
+pub use transfer::{Download, Upload};
 
 use crate::error::{Error, Result};
 use crate::shape::Shape;
@@ -51,6 +56,8 @@ struct Inner {
     facts: Facts,
     precision: Precision,
     pool: Mutex<Pool>,
+    /// The graph that is recorded at present.
+    recording: Mutex<Option<Recording>>,
     /// What went wrong where nothing could be returned: while memory was given back.
     fault: Mutex<Option<Error>>,
 }
@@ -86,8 +93,8 @@ impl Gpu {
     }
 
     fn new(driver: Box<dyn Driver>, precision: Precision) -> Result<Self> {
-        let (facts, pool) = (driver.facts()?, Mutex::new(Pool::default()));
-        Ok(Gpu(Arc::new(Inner { driver, facts, precision, pool, fault: Mutex::default() })))
+        let (facts, pool, recording) = (driver.facts()?, Mutex::default(), Mutex::default());
+        Ok(Gpu(Arc::new(Inner { driver, facts, precision, pool, recording, fault: Mutex::default() })))
     }
 
     /// Name, architecture, size.
@@ -145,6 +152,7 @@ impl Gpu {
     /// If the lengths differ.
     pub fn write<T: Element>(&self, values: &[T::Host], to: &mut SliceMut<T>) -> Result<()> {
         assert_eq!(values.len(), to.len(), "a copy between lengths");
+        self.outside(&format!("a copy of {} values from the host", values.len()))?;
         self.checked(|d| d.upload(to.address(), &T::pack(values, self.precision())))
     }
 
@@ -153,6 +161,7 @@ impl Gpu {
     /// # Errors
     /// [`Error::Device`] when the device, or anything launched before, failed.
     pub fn read<T: Element>(&self, from: Slice<T>) -> Result<Vec<T::Host>> {
+        self.outside(&format!("a read of {} values by the host", from.len()))?;
         let mut bytes = vec![0; from.len() * T::KIND.size(self.precision())];
         self.checked(|d| d.download(&mut bytes, from.address()))?;
         Ok(T::unpack(&bytes, self.precision()))
@@ -168,7 +177,7 @@ impl Gpu {
     pub fn copy<T: Element>(&self, from: Slice<T>, to: &mut SliceMut<T>) -> Result<()> {
         assert_eq!(from.len(), to.len(), "a copy between lengths");
         let bytes = from.len() * T::KIND.size(self.precision());
-        self.checked(|d| d.copy(to.address(), from.address(), bytes))
+        self.submit(Command::Copy { to: to.address(), from: from.address(), bytes })
     }
 
     /// Sets values to zero.
@@ -177,7 +186,7 @@ impl Gpu {
     /// [`Error::Device`] when the device fails.
     pub fn zero<T: Element>(&self, to: &mut SliceMut<T>) -> Result<()> {
         let bytes = to.len() * T::KIND.size(self.precision());
-        self.checked(|d| d.zero(to.address(), bytes))
+        self.submit(Command::Zero { at: to.address(), bytes })
     }
 
     /// Waits for everything launched before.
@@ -185,6 +194,7 @@ impl Gpu {
     /// # Errors
     /// [`Error::Device`] when any of it failed.
     pub fn synchronize(&self) -> Result<()> {
+        self.outside("a wait of the host")?;
         self.checked(|d| d.synchronize())
     }
 
@@ -193,6 +203,7 @@ impl Gpu {
     /// # Errors
     /// What `work` meets, and [`Error::Device`] when the device fails.
     pub fn time(&self, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
+        self.outside("a measurement of time")?;
         self.checked(|d| d.time(&mut work))
     }
 
@@ -209,11 +220,11 @@ impl Gpu {
 
     /// Launches a kernel; called by the generated functions of [`launch`] alone.
     pub(crate) fn launch(&self, kernel: &'static Kernel, grid: Grid, arguments: &[u64]) -> Result<()> {
-        let grid = grid.for_block(kernel.block);
-        if grid.blocks.contains(&0) {
+        let blocks = grid.for_block(kernel.block);
+        if blocks.blocks.contains(&0) {
             return Ok(());
         }
-        self.checked(|d| d.launch(kernel, self.precision(), grid, arguments))
+        self.submit(Command::Launch { kernel, precision: self.precision(), blocks, arguments: arguments.to_vec() })
     }
 
     /// Does `work` unless something failed before without anyone to tell.
@@ -225,7 +236,7 @@ impl Gpu {
     }
 
     /// Memory of at least `bytes` bytes: idle memory of the pool, or new.
-    fn allocate(&self, bytes: usize) -> Result<u64> {
+    fn allocate_shared(&self, bytes: usize) -> Result<u64> {
         let driver = &self.0.driver;
         let bytes = if driver.recycles() { Pool::rounded(bytes) } else { bytes };
         if let Some(address) = lock(&self.0.pool).take(bytes) {
@@ -246,8 +257,8 @@ impl Gpu {
         })
     }
 
-    /// Takes memory back.
-    fn release(&self, address: u64, bytes: usize) {
+    /// Takes memory back that belongs to no graph.
+    fn release_shared(&self, address: u64, bytes: usize) {
         if self.0.driver.recycles() {
             lock(&self.0.pool).put(address, bytes);
         } else if let Err(fault) = self.0.driver.free(address) {

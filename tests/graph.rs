@@ -5,7 +5,7 @@ mod device;
 
 use grad::device::cuda::{Gpu, Grid, Precision, launch};
 use grad::error::{Error, Result};
-use grad::ops::{MseLoss, UpsampleBilinear};
+use grad::ops::{Kind, MseLoss, PointwiseConv, UpsampleBilinear};
 use grad::rng::Rng;
 use grad::shape::Shape;
 use grad::storage::Storage;
@@ -118,6 +118,31 @@ fn a_tape_is_recorded_with_its_gradients(gpu: Gpu) {
     }
 }
 
+/// Gradients written into an arena: of a leaf that is used twice, and of one that is not used.
+fn gradients_find_their_places(gpu: Gpu) {
+    let on_gpu = |shape: Shape, seed: u64, in_f32: bool| {
+        Tensor::from_slice(shape, &drawn(seed, shape.numel())).to_gpu(&gpu, in_f32).unwrap()
+    };
+    let (x, target) = (on_gpu([1, 2, 3, 4].into(), 1, false), on_gpu([1, 2, 3, 4].into(), 2, false));
+    let (w, unused) = (on_gpu([4, 4].into(), 3, true), on_gpu([3].into(), 4, true));
+    let pass = |tape: &Tape| {
+        let (w, unused) = (tape.leaf(&w), tape.leaf(&unused));
+        let conv = |x: &Tensor| tape.apply(PointwiseConv { act: Kind::Identity }, &[x, &w]).unwrap();
+        let loss = tape.apply(MseLoss {}, &[&conv(&conv(&x)), &target]).unwrap();
+        (w, unused, loss)
+    };
+    let tape = Tape::recording();
+    let (leaf, _, loss) = pass(&tape);
+    let alone = host(tape.backward(&loss).unwrap().of(&leaf).unwrap());
+    let tape = Tape::recording();
+    let (leaf, unused, loss) = pass(&tape);
+    let mut arena = Storage::upload(&gpu, true, &[7.0; 48]).unwrap();
+    tape.backward_into(&loss, &[(&leaf, 16..32), (&unused, 32..35)], &mut arena).unwrap();
+    let arena = host(&arena);
+    assert_eq!(arena[16..32], alone);
+    assert_eq!((&arena[..16], &arena[32..35], &arena[35..]), (&[7.0; 16][..], &[0.0; 3][..], &[7.0; 13][..]));
+}
+
 fn each(open: impl Fn(Precision) -> Option<Gpu>, test: impl Fn(Gpu)) {
     Precision::ALL.into_iter().filter_map(open).for_each(test);
 }
@@ -136,6 +161,11 @@ macro_rules! on {
             #[test]
             fn the_host_stays_out() {
                 each(device::$kind, super::the_host_stays_out);
+            }
+
+            #[test]
+            fn gradients_find_their_places() {
+                each(device::$kind, super::gradients_find_their_places);
             }
 
             #[test]

@@ -105,16 +105,12 @@ impl<'a> Context<'a> {
     /// When `loss` was not recorded by this context, or a device fails.
     pub fn finish(self, loss: &Tensor, params: &mut Params, grads: &mut Storage) -> Result<()> {
         let Context { tape, params: leaves, updates, .. } = self;
-        let found = tape.backward(loss)?;
-        for (id, entry) in params.entries().filter(|(_, e)| e.role != Role::Statistic) {
-            match found.of(&leaves[id.0]) {
-                Some(g) => grads.write(entry.range.start, g)?,
-                None => grads.write(entry.range.start, &grads.filled_like(entry.range.len(), 0.0)?)?,
-            }
-        }
+        let trained = params.entries().filter(|(_, e)| e.role != Role::Statistic);
+        let places: Vec<_> = trained.map(|(id, entry)| (&leaves[id.0], entry.range.clone())).collect();
+        tape.backward_into(loss, &places, grads)?;
+        drop(places);
         // The leaves share the arena: while they live, changing it would copy it.
         drop(leaves);
-        drop(found);
         updates.into_inner().iter().try_for_each(|u| u.apply(params))
     }
 }

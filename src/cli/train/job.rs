@@ -86,6 +86,7 @@ impl Job<'_> {
             false => self.begin(&backbone, &pictures, &cached, &train)?,
         };
         let mut trainer = trainer.to(self.device)?;
+        trainer.graphs = graphs_wanted()?;
         self.say_kept(trainer.keep_features(&train)?);
         ui.note("run", format_args!("{}, {}", self.run.path().display(), count(config.epochs, "epoch")));
         self.run.start(&config.to_toml())?;
@@ -99,7 +100,7 @@ impl Job<'_> {
         };
         self.epochs(&mut info, &mut trainer, &train, measure)?;
 
-        let Trainer { head, params, .. } = trainer;
+        let (head, params) = trainer.into_model();
         let mut detector = Detector::new(info, head, params, backbone);
         detector.info.score_scale = detector.measure_scale(&train)?;
         detector.info.calibration = match self.resumed.then(|| self.calibrated(&detector)).flatten() {
@@ -295,10 +296,18 @@ impl Job<'_> {
         let steps = trainer.steps_per_epoch(train.len());
         let bar = self.ui.bar("train", steps * trainer.config.epochs);
         bar.at(steps * trainer.progress.epoch + trainer.progress.step);
+        let mut kept = trainer.kept();
+        // On a device that keeps all features, the steps of an epoch are one turn of this loop, and the user and the clock
+        // are asked between two; otherwise each step is.
         while !trainer.finished() {
-            let report = trainer.step(train)?;
-            bar.advance(1);
-            if let Some(record) = report.epoch {
+            let reports = trainer.advance(train)?;
+            bar.advance(reports.len());
+            if trainer.kept() != kept {
+                kept = trainer.kept();
+                self.say_kept(kept);
+            }
+            // An epoch can end with the last of them alone.
+            if let Some(record) = reports.into_iter().filter_map(|report| report.epoch).last() {
                 log.push(&record)?;
                 self.say_epoch(&bar, &record);
                 info.record.push(record.summary);
@@ -339,6 +348,15 @@ impl Job<'_> {
         }
         let bar = self.ui.bar("evaluate", test.len());
         evaluate(detector, &pictures.dataset, &test.items(), &test, &|n| bar.advance(n)).map(Some)
+    }
+}
+
+/// Whether steps may be graphs: `GRAD_GRAPHS=off` launches them piece by piece, for debugging.
+fn graphs_wanted() -> Result<bool> {
+    match std::env::var("GRAD_GRAPHS").as_deref() {
+        Err(_) | Ok("" | "on") => Ok(true),
+        Ok("off") => Ok(false),
+        Ok(other) => Err(Error::config(format!("GRAD_GRAPHS is `{other}`"), "set it to on or off, or not at all")),
     }
 }
 

@@ -89,7 +89,7 @@ pub struct Graph {
     launches: usize,
     transfers: usize,
     /// Outlives the driver's graph.
-    _memory: Arc<GraphMemory>,
+    memory: Arc<GraphMemory>,
 }
 
 impl Graph {
@@ -142,7 +142,19 @@ impl Gpu {
     /// What `work` meets; [`Error::Device`] when it reads, writes or waits, when a graph is being recorded already, or when
     /// the device fails.
     pub fn capture<R>(&self, work: impl FnOnce() -> Result<R>) -> Result<(Graph, R)> {
-        let memory = Arc::new(GraphMemory::new(self));
+        self.record(Arc::new(GraphMemory::new(self)), work)
+    }
+
+    /// [`Self::capture`], with what another graph dropped as memory: both need no more than the larger. A replay of one
+    /// spoils what the other leaves, except for the arrays that were handed out of it.
+    ///
+    /// # Errors
+    /// As [`Self::capture`].
+    pub fn capture_beside<R>(&self, other: &Graph, work: impl FnOnce() -> Result<R>) -> Result<(Graph, R)> {
+        self.record(other.memory.clone(), work)
+    }
+
+    fn record<R>(&self, memory: Arc<GraphMemory>, work: impl FnOnce() -> Result<R>) -> Result<(Graph, R)> {
         {
             let mut recording = lock(&self.0.recording);
             if let Some(other) = &*recording {
@@ -158,7 +170,7 @@ impl Gpu {
         let launches = commands.iter().filter(|c| matches!(c, Command::Launch { .. })).count();
         let transfers = commands.iter().filter(|c| matches!(c, Command::Copy { .. } | Command::Zero { .. })).count();
         let handle = self.checked(|d| d.build_graph(commands))?;
-        Ok((Graph { gpu: self.clone(), handle, launches, transfers, _memory: memory }, done))
+        Ok((Graph { gpu: self.clone(), handle, launches, transfers, memory }, done))
     }
 
     /// Does a piece of work, or records it.

@@ -131,6 +131,19 @@ impl<T: Element> DeviceVec<T> {
     pub fn slice_mut(&mut self) -> SliceMut<'_, T> {
         SliceMut(Slice { owner: PhantomData, ..self.slice() })
     }
+
+    /// Some parts of it at once, to be written.
+    ///
+    /// # Panics
+    /// If a part reaches past the end, or two have a value in common.
+    pub fn parts_mut(&mut self, parts: &[Option<Range<usize>>]) -> Vec<Option<SliceMut<'_, T>>> {
+        let named: Vec<&Range<usize>> = parts.iter().flatten().collect();
+        for (i, a) in named.iter().enumerate() {
+            let apart = |b: &&Range<usize>| a.end <= b.start || b.end <= a.start;
+            assert!(named[..i].iter().all(apart), "part {a:?} overlaps another of {named:?}");
+        }
+        parts.iter().map(|part| part.clone().map(|part| SliceMut(self.slice().range(part)))).collect()
+    }
 }
 
 impl<T: Element> Drop for DeviceVec<T> {
@@ -227,6 +240,11 @@ pub struct Values<'a> {
 }
 
 impl<'a> Values<'a> {
+    /// Where the first of them lies; to tell places apart.
+    pub(crate) fn place(&self) -> u64 {
+        self.address
+    }
+
     /// No values: what an op gets that said it would not read them.
     pub fn none(kind: ElementKind) -> Self {
         Values { address: 0, len: 0, size: 1, kind, owner: PhantomData }

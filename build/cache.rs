@@ -9,7 +9,7 @@ use std::process::Command;
 /// Text of every header below `kernels/`: any of them may change any kernel.
 pub fn headers() -> Result<String, String> {
     let mut text = String::new();
-    for folder in ["kernels", "kernels/emulator"] {
+    for folder in ["kernels", "kernels/hopper", "kernels/emulator"] {
         let entries = std::fs::read_dir(folder).map_err(|e| format!("{folder}: {e}"))?;
         let mut paths: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
         paths.retain(|p| p.extension().is_some_and(|e| e == "cuh" || e == "h"));

@@ -36,7 +36,7 @@ pub fn compile_all(modules: &[Module], out: &Path) -> Result<(), String> {
     }
     let folder = out.ancestors().nth(4).unwrap_or(out).join("kernels");
     std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
-    for module in modules {
+    for module in modules.iter().filter(|m| m.only.is_none()) {
         let text = std::fs::read_to_string(&module.path).map_err(|e| format!("{}: {e}", module.path.display()))?;
         for &flavour in &module.flavours {
             // Beside the cache, so that the command is the same in every profile.

@@ -38,6 +38,9 @@ pub fn compile_all(modules: &[Module], out: &Path) -> Result<Vec<Image>, String>
     tell(&format!("{}, PTX of sm_{floor}", all.join(" ")));
     let (mut images, mut jobs, headers) = (vec![], vec![], headers()?);
     for module in modules {
+        if module.only.is_some_and(|only| !architectures.contains(&only.number)) {
+            continue;
+        }
         let text = std::fs::read_to_string(&module.path).map_err(|e| format!("{}: {e}", module.path.display()))?;
         for &flavour in &module.flavours {
             let path = out.join(format!("{}.{}.fatbin", module.name, flavour.name()));
@@ -45,9 +48,16 @@ pub fn compile_all(modules: &[Module], out: &Path) -> Result<Vec<Image>, String>
             command.args(["-fatbin", "-O3", "-std=c++17", "-lineinfo", "-Ikernels", "-D", flavour.define()]);
             // A quarter of the size: line tables repeat themselves.
             command.arg("-Xfatbin=-compress-all");
-            for (i, arch) in architectures.iter().enumerate() {
-                let floor = if i == 0 { format!(",compute_{arch}") } else { String::new() };
-                command.arg(format!("-gencode=arch=compute_{arch},code=[sm_{arch}{floor}]"));
+            match module.only {
+                Some(only) => {
+                    command.arg(format!("-gencode=arch=compute_{0},code=sm_{0}", only.name));
+                }
+                None => {
+                    for (i, arch) in architectures.iter().enumerate() {
+                        let floor = if i == 0 { format!(",compute_{arch}") } else { String::new() };
+                        command.arg(format!("-gencode=arch=compute_{arch},code=[sm_{arch}{floor}]"));
+                    }
+                }
             }
             command.arg(&module.path);
             jobs.push(Job {

@@ -2,6 +2,7 @@
 
 use super::Precision;
 use super::launch::{Blocks, Kernel};
+use super::tensor_map::{TensorMap, Walk};
 use crate::error::Result;
 
 /// What a device says of itself.
@@ -45,6 +46,19 @@ pub(super) trait Driver: Send + Sync {
 
     /// `arguments` are the bits of the kernel's parameters, one word each, low bytes first.
     fn launch(&self, kernel: &'static Kernel, precision: Precision, blocks: Blocks, arguments: &[u64]) -> Result<()>;
+
+    /// Makes a tensor map of the array at `address`.
+    fn tensor_map(&self, address: u64, walk: &Walk) -> Result<[u64; 16]>;
+
+    /// The same with tensor maps as the first parameters, in clusters of blocks.
+    fn launch_mapped(
+        &self,
+        kernel: &'static Kernel,
+        precision: Precision,
+        blocks: Blocks,
+        maps: &[&TensorMap],
+        arguments: &[u64],
+    ) -> Result<()>;
 
     fn synchronize(&self) -> Result<()>;
 

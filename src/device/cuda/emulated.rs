@@ -10,6 +10,7 @@ use std::time::Instant;
 use super::Precision;
 use super::driver::{Driver, Facts};
 use super::launch::{Blocks, Kernel};
+use super::tensor_map::{TensorMap, Walk};
 use crate::error::{Error, Result};
 
 unsafe extern "C" {
@@ -57,6 +58,14 @@ fn call(f: impl FnOnce(*mut c_char, usize) -> c_int) -> Result<()> {
     Err(Error::Device {
         what: format!("emulated device: {}", String::from_utf8_lossy(text)),
         help: "this is a fault of a kernel: please report it".into(),
+    })
+}
+
+/// What is asked of a device that has none of what `kernels/hopper/` needs.
+fn no_copy_engine<R>(asked: &str) -> Result<R> {
+    Err(Error::Device {
+        what: format!("{asked}: the emulated device has no copy engine and no warpgroup products"),
+        help: "this is a fault of the program, which should have chosen other kernels: please report it".into(),
     })
 }
 
@@ -122,6 +131,21 @@ impl Driver for Emulated {
             let (grid, block) = (grid.as_ptr(), block.as_ptr());
             grad_emulator_launch(name.as_ptr(), run, pointers, grid, block, shared, seed, message, size)
         })
+    }
+
+    fn tensor_map(&self, _: u64, _: &Walk) -> Result<[u64; 16]> {
+        no_copy_engine("a tensor map")
+    }
+
+    fn launch_mapped(
+        &self,
+        kernel: &'static Kernel,
+        _: Precision,
+        _: Blocks,
+        _: &[&TensorMap],
+        _: &[u64],
+    ) -> Result<()> {
+        no_copy_engine(kernel.name)
     }
 
     fn synchronize(&self) -> Result<()> {

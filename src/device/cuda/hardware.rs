@@ -3,6 +3,8 @@
 //! The primary context, one stream of our own, kernels loaded when they are first launched. What can be missing is looked
 //! for in the order in which a user can do something about it: library, driver, device, kernels.
 
+mod tensor;
+
 use std::collections::HashMap;
 use std::ffi::{CString, c_int, c_uint, c_void};
 use std::sync::Mutex;
@@ -12,6 +14,7 @@ use cudarc::driver::sys;
 
 use super::driver::{Driver, Facts};
 use super::launch::{Blocks, Kernel, MODULES};
+use super::tensor_map::{TensorMap, Walk};
 use super::{ARCHITECTURES, NEED_LESS, Precision, lock};
 use crate::error::{Error, Result};
 
@@ -237,6 +240,20 @@ impl Hardware {
         lock(&self.loaded).functions.insert(key, handle as usize);
         Ok(handle)
     }
+
+    /// A kernel that may be given so much dynamic shared memory.
+    fn prepared(&self, kernel: &'static Kernel, precision: Precision, shared: usize) -> Result<sys::CUfunction> {
+        self.bind()?;
+        let function = self.function(kernel, kernel.flavour(precision))?;
+        if shared > SHARED_BY_DEFAULT {
+            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let bytes = c_int::try_from(shared).unwrap_or(c_int::MAX);
+            // SAFETY: the function belongs to a loaded module.
+            let set = unsafe { result::function::set_function_attribute(function, attribute, bytes) };
+            set.when(&format!("launching {}", kernel.name))?;
+        }
+        Ok(function)
+    }
 }
 
 impl Driver for Hardware {
@@ -312,15 +329,7 @@ impl Driver for Hardware {
     }
 
     fn launch(&self, kernel: &'static Kernel, precision: Precision, blocks: Blocks, arguments: &[u64]) -> Result<()> {
-        self.bind()?;
-        let function = self.function(kernel, kernel.flavour(precision))?;
-        let doing = || format!("launching {}", kernel.name);
-        if blocks.shared > SHARED_BY_DEFAULT {
-            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            let bytes = c_int::try_from(blocks.shared).unwrap_or(c_int::MAX);
-            // SAFETY: the function belongs to a loaded module.
-            unsafe { result::function::set_function_attribute(function, attribute, bytes) }.when(&doing())?;
-        }
+        let function = self.prepared(kernel, precision, blocks.shared)?;
         let mut words = arguments.to_vec();
         let mut pointers: Vec<*mut c_void> = words.iter_mut().map(|w| std::ptr::from_mut(w).cast()).collect();
         let [x, y, z] = blocks.blocks.map(|b| c_uint::try_from(b).unwrap_or(c_uint::MAX));
@@ -332,7 +341,22 @@ impl Driver for Hardware {
             let shared = blocks.shared as c_uint;
             result::launch_kernel(function, (x, y, z), (block, 1, 1), shared, self.stream, &mut pointers)
         };
-        launched.when(&doing())
+        launched.when(&format!("launching {}", kernel.name))
+    }
+
+    fn tensor_map(&self, address: u64, walk: &Walk) -> Result<[u64; 16]> {
+        self.encode(address, walk)
+    }
+
+    fn launch_mapped(
+        &self,
+        kernel: &'static Kernel,
+        precision: Precision,
+        blocks: Blocks,
+        maps: &[&TensorMap],
+        arguments: &[u64],
+    ) -> Result<()> {
+        self.launch_in_clusters(kernel, precision, blocks, maps, arguments)
     }
 
     fn synchronize(&self) -> Result<()> {

@@ -5,6 +5,7 @@
 //! ```
 //! The two drivers take the same launches with the same arguments, so what is tested without a GPU is what runs on one.
 
+mod chosen;
 mod driver;
 #[cfg(feature = "emulator")]
 mod emulated;
@@ -12,10 +13,14 @@ mod hardware;
 pub mod launch;
 mod memory;
 mod precision;
+mod tensor_map;
+pub(crate) mod wgmma;
 
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use chosen::Hopper;
 use driver::Driver;
 pub use driver::Facts;
 pub use launch::Grid;
@@ -24,6 +29,7 @@ use memory::Pool;
 pub use memory::{DeviceVec, Element, ElementKind, Slice, SliceMut, Values, ValuesMut};
 pub use precision::Precision;
 pub use precision::Real;
+use tensor_map::TensorMap;
 
 use crate::error::{Error, Result};
 use crate::shape::Shape;
@@ -50,6 +56,9 @@ struct Inner {
     driver: Box<dyn Driver>,
     facts: Facts,
     precision: Precision,
+    hopper: Hopper,
+    /// Launches of `kernels/hopper/`.
+    mapped: AtomicUsize,
     pool: Mutex<Pool>,
     /// What went wrong where nothing could be returned: while memory was given back.
     fault: Mutex<Option<Error>>,
@@ -63,9 +72,18 @@ impl Gpu {
     /// CUDA device `ordinal`, counted from 0.
     ///
     /// # Errors
-    /// [`Error::Device`] when there is no driver, no such device, or no kernel for its architecture.
+    /// [`Error::Device`] when there is no driver, no such device, or no kernel for its architecture, [`Error::Config`] for a
+    /// wrong `GRAD_HOPPER`.
     pub fn open(ordinal: usize, precision: Precision) -> Result<Self> {
-        Self::new(Box::new(hardware::Hardware::open(ordinal)?), precision)
+        Self::open_with(ordinal, precision, Hopper::from_environment()?)
+    }
+
+    /// The same, with a say in when the kernels of `kernels/hopper/` are taken.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(ordinal: usize, precision: Precision, hopper: Hopper) -> Result<Self> {
+        Self::new(Box::new(hardware::Hardware::open(ordinal)?), precision, hopper)
     }
 
     /// What CUDA device `ordinal` says of itself, whether or not this build has kernels for it.
@@ -82,12 +100,20 @@ impl Gpu {
     /// None.
     #[cfg(feature = "emulator")]
     pub fn emulated(precision: Precision) -> Result<Self> {
-        Self::new(Box::new(emulated::Emulated::new()), precision)
+        Self::new(Box::new(emulated::Emulated::new()), precision, Hopper::Off)
     }
 
-    fn new(driver: Box<dyn Driver>, precision: Precision) -> Result<Self> {
+    fn new(driver: Box<dyn Driver>, precision: Precision, hopper: Hopper) -> Result<Self> {
         let (facts, pool) = (driver.facts()?, Mutex::new(Pool::default()));
-        Ok(Gpu(Arc::new(Inner { driver, facts, precision, pool, fault: Mutex::default() })))
+        Ok(Gpu(Arc::new(Inner {
+            driver,
+            facts,
+            precision,
+            hopper,
+            mapped: AtomicUsize::new(0),
+            pool,
+            fault: Mutex::default(),
+        })))
     }
 
     /// Name, architecture, size.
@@ -214,6 +240,24 @@ impl Gpu {
             return Ok(());
         }
         self.checked(|d| d.launch(kernel, self.precision(), grid, arguments))
+    }
+
+    /// The same for kernels whose first parameters are tensor maps.
+    pub(crate) fn launch_mapped(
+        &self,
+        kernel: &'static Kernel,
+        grid: Grid,
+        maps: &[&TensorMap],
+        arguments: &[u64],
+    ) -> Result<()> {
+        let grid = grid.for_block(kernel.block);
+        self.0.mapped.fetch_add(1, Ordering::Relaxed);
+        self.checked(|d| d.launch_mapped(kernel, self.precision(), grid, maps, arguments))
+    }
+
+    /// How many launches of kernels of `kernels/hopper/` there were.
+    pub fn mapped_launches(&self) -> usize {
+        self.0.mapped.load(Ordering::Relaxed)
     }
 
     /// Does `work` unless something failed before without anyone to tell.

@@ -19,7 +19,7 @@ fn need(name: &str) -> Result<()> {
     }
     Err(Error::Device {
         what: format!("the CUDA driver library (libcuda) has no function {name}: the driver is too old"),
-        help: "install a driver for CUDA 12 or later, or set GRAD_HOPPER=off".into(),
+        help: "install a driver for CUDA 12 or later, set GRAD_HOPPER=off, or use --device cpu".into(),
     })
 }
 

@@ -45,8 +45,8 @@ template <uint32_t WARPGROUPS_, uint32_t SLOT_, bool TOGETHER> struct Ring {
     __device__ __forceinline__ uint32_t empty(uint32_t step) const { return full(step) + STAGES * 8; }
 
     // sums += the products of all steps. fetch(slot, barrier), called by thread 0 for one step after the other, sends for
-    // SLOT bytes, of which other blocks of the cluster may send a part; products(slot) multiplies a slot, as one group. At least one step;
-    // TOGETHER: the same number in all blocks of the cluster.
+    // SLOT bytes, of which other blocks of the cluster may send a part; products(slot) multiplies a slot, as one group.
+    // There is at least one step; TOGETHER: as many in all blocks of the cluster.
     template <class Fetch, class Products>
     __device__ __forceinline__ void run(uint32_t steps, Fetch fetch, Products products) const {
         const auto send = [&](uint32_t step) {

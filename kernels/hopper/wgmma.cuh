@@ -154,12 +154,14 @@ __device__ __forceinline__ void copy_pixels_to_all(uint32_t to, const TensorMap&
 //              on, inside the swizzle: the hardware swizzles addresses, so that is right for all four.
 //   across k   a row is 64 values of m or n of one k. Stride: from 8 rows to the next 8. Leading: from 64 values of m or n to
 //              the next 64, which is another box. 16 further values of k begin 16 rows on.
-__device__ __forceinline__ uint64_t operand(uint32_t begin, uint32_t leading_bytes) {
+__device__ constexpr uint64_t operand(uint32_t begin, uint32_t leading_bytes) {
     constexpr uint64_t SWIZZLE_128 = 1;
     return SWIZZLE_128 << 62 | static_cast<uint64_t>(SWIZZLE_BYTES >> 4) << 32 |
            static_cast<uint64_t>(leading_bytes >> 4 & 0x3fff) << 16 | (begin >> 4 & 0x3fff);
 }
+static_assert(operand(1024, 8192) == 0x4000004002000040, "as the model in src/device/cuda/wgmma/tests.rs has it");
 constexpr uint32_t NEXT_ALONG_K = PRODUCT_K * 2 >> 4, NEXT_ACROSS_K = PRODUCT_K * ROW_BYTES >> 4;
+static_assert(NEXT_ALONG_K == 2 && NEXT_ACROSS_K == 128, "likewise");
 
 // Before the first product, and after registers of the sums were touched.
 __device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }

@@ -50,7 +50,7 @@ pub(super) trait Driver: Send + Sync {
     /// Makes a tensor map of the array at `address`.
     fn tensor_map(&self, address: u64, walk: &Walk) -> Result<[u64; 16]>;
 
-    /// The same with tensor maps as the first parameters, in clusters of blocks.
+    /// As [`Self::launch`], with tensor maps as the first parameters, in clusters of blocks.
     fn launch_mapped(
         &self,
         kernel: &'static Kernel,

@@ -3,7 +3,8 @@
 //! ```text
 //! op -> launch::NAME (generated from the kernel's signature) -> Gpu -> Driver -> hardware (cudarc) | emulated (host C++)
 //! ```
-//! The two drivers take the same launches with the same arguments, so what is tested without a GPU is what runs on one.
+//! The two drivers take the same launches with the same arguments, so what is tested without a GPU is what runs on one. The
+//! exception are second implementations of a few kernels (`wgmma`), taken only where a device has judged them (`chosen`).
 
 mod chosen;
 mod driver;

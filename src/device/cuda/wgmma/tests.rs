@@ -265,6 +265,12 @@ fn products_of_boxes_are_convolutions() {
     }
 }
 
+/// The kernels assert the same number.
+#[test]
+fn descriptors_are_those_of_the_kernels() {
+    assert_eq!(operand(1024, 8192), 0x4000_0040_0200_0040);
+}
+
 /// More than a tile, ends of all kinds, clusters of every size.
 #[test]
 fn products_of_boxes_are_products() {

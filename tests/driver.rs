@@ -129,6 +129,34 @@ fn a_whole_run_through_the_driver() {
     assert_eq!(cpu["computed"], 16);
 }
 
+/// Tensor maps and clusters as the driver wants them, where they are forced and nowhere else. The stand-in is of the one
+/// architecture that can have them.
+#[test]
+fn kernels_for_hopper_are_launched_where_they_are_forced() {
+    let (home, driver, old) = (new_folder(), library(&[]), library(&["-DCUDA_11"]));
+    let home = home.path();
+    let train = |way: &str, folder: &TempDir, faults: &str, model: &str, out: &str| {
+        let mut command = grad(home);
+        command.env_remove("GRAD_DEVICE").env("LD_LIBRARY_PATH", folder.path()).env("FAKE_CUDA", faults);
+        let fixed = ["--batch", "4", "--epochs", "1", "--device", "cuda", "--precision", "bf16"];
+        command.env("GRAD_HOPPER", way).args(&TRAIN[..TRAIN.len() - 3]).args(fixed);
+        command.args(["--model", model, "--out", out]);
+        go(command)
+    };
+    let refusal = "clusters=719";
+    let launching = "launching pointwise_conv_wgmma_forward: unspecified launch failure";
+    refused(train("force", &driver, refusal, "crad", "none"), home, &[launching]);
+    refused(train("force", &old, "", "crad", "none"), home, &["has no function cuTensorMapEncode", "GRAD_HOPPER=off"]);
+    train("on", &driver, "", "crad", "none").expect(2, &["GRAD_HOPPER=on", "off or force"]);
+    assert!(!home.join("none").exists());
+    train("off", &driver, refusal, "crad", "off").expect(0, &[]);
+    // Nothing was measured on such a device: nobody takes them of his own accord.
+    train("", &old, "", "crad", "measured").expect(0, &[]);
+    for model in ["grad", "crad"] {
+        train("force", &driver, "", model, model).expect(0, &[]);
+    }
+}
+
 #[test]
 fn a_device_lost_in_mid_run_harms_nothing() {
     let (home, driver) = (new_folder(), library(&[]));

@@ -44,7 +44,8 @@ fn ops_files_registry_and_fixtures_are_the_same_list() {
 fn every_kernel_is_launched() {
     let read = |path: &PathBuf| std::fs::read_to_string(path).unwrap();
     let sources: String = files("src", "rs").iter().map(read).collect();
-    for file in files("kernels", "cu").iter().filter(|f| f.parent() == Some(&root().join("kernels"))) {
+    let folders = ["kernels", "kernels/hopper"].map(|folder| root().join(folder));
+    for file in files("kernels", "cu").iter().filter(|f| folders.iter().any(|folder| f.parent() == Some(folder))) {
         let text = read(file);
         let kernels: Vec<&str> = text
             .split("extern \"C\" __global__")

@@ -14,7 +14,7 @@ use super::activation::{Kind, activation_backward, bias_and_activation};
 use crate::buffer::Buffer;
 use crate::device::cpu::{self, Matrix};
 use crate::device::cuda::{
-    DeviceVec, Gpu, GpuArg, GpuOut, Grid, Precision, Real as Stored, Slice, SliceMut, Values, launch,
+    DeviceVec, Gpu, GpuArg, GpuOut, Grid, Precision, Real as Stored, Slice, SliceMut, Values, launch, wgmma,
 };
 use crate::error::Result;
 use crate::op::{Arg, Case, Op, expect_inputs, expect_shape, refuse};
@@ -52,6 +52,10 @@ impl PointwiseConv {
         if b <= NARROW {
             let grid = Grid::blocks(m.div_ceil(32));
             return launch::pointwise_conv_narrow_forward(gpu, grid, x, w, bias, dy, y, m, a, b, self.act as usize);
+        }
+        if let Some(product) = wgmma::Product::of_lines(gpu, [m, b, a], &[x, dy.unwrap_or(x), y.as_slice()]) {
+            let w = LaidOut::transposed(gpu, w, [1, a, b])?;
+            return product.forward(gpu, x, w.values.slice(), w.pitch, bias, dy, y, self.act as usize);
         }
         product(gpu, x, &LaidOut::new(gpu, w, [a, b])?, bias, None, dy, y, [m, b, a], self.act)
     }
@@ -193,13 +197,16 @@ impl Op for PointwiseConv {
         let buffer = dz_on(gpu, self.act, dy.reals(), |dy, dz| self.apply(gpu, x, Some(dy), dz))?;
         let dz = buffer.as_ref().map_or(dy.reals(), DeviceVec::slice);
         if let Some(dx) = &mut dx[0] {
-            let w = x[1].data.floats();
+            let (w, dx) = (x[1].data.floats(), &mut dx.reals());
             if b <= NARROW {
                 let grid = Grid::threads(if a % 4 == 0 { m * a / 4 } else { m * a });
-                launch::pointwise_conv_narrow_input_gradient(gpu, grid, dz, w, &mut dx.reals(), m, a, b)?;
+                launch::pointwise_conv_narrow_input_gradient(gpu, grid, dz, w, dx, m, a, b)?;
+            } else if let Some(product) = wgmma::Product::of_lines(gpu, [m, a, b], &[dz, dx.as_slice()]) {
+                let w = LaidOut::new(gpu, w, [a, b])?;
+                product.forward(gpu, dz, w.values.slice(), w.pitch, None, None, dx, Kind::Identity as usize)?;
             } else {
                 let w = LaidOut::transposed(gpu, w, [1, a, b])?;
-                product(gpu, dz, &w, None, None, None, &mut dx.reals(), [m, a, b], Kind::Identity)?;
+                product(gpu, dz, &w, None, None, None, dx, [m, a, b], Kind::Identity)?;
             }
         }
         if let Some(dw) = &mut dx[1] {
@@ -210,6 +217,8 @@ impl Op for PointwiseConv {
                     let grid = Grid::blocks2(a.div_ceil(256), slabs.count);
                     launch::pointwise_conv_narrow_weight_gradient(gpu, grid, x, dz, partial, m, a, b, slab)
                 })?;
+            } else if let Some(product) = wgmma::Product::gradient_of_lines(gpu, [m, b, a], &[x, dz]) {
+                product.weight_gradient(gpu, x, dz, &mut dw.floats())?;
             } else {
                 let (tiling, slabs) = Tiling::with_slabs(gpu, &[a, b], [a, b], m);
                 slabs.sum(gpu, a * b, &mut dw.floats(), |partial, slab| {

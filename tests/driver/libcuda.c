@@ -1,6 +1,6 @@
 /* A stand-in for the CUDA driver library, for tests of the code that talks to it on machines without a GPU.
  *
- * It has the functions that src/device/cuda/hardware.rs calls, and no others. Device memory is host memory, filled with
+ * It has the functions that src/device/cuda/hardware.rs and its modules call, and no others. Device memory is host memory, filled with
  * zeros; copies copy; kernels do nothing. FAKE_CUDA says what goes wrong, as comma-separated NAME=NUMBER:
  *   init=CODE      cuInit answers CODE
  *   devices=N      there are N devices (1)
@@ -9,9 +9,10 @@
  *   memory=BYTES   what can be allocated in all (1 GiB)
  *   launches=N     launch N and everything after it answer 719: the device is lost
  *   graph=CODE     no graph can be made
- * Compiled with -DVERY_OLD it has cuInit alone.
+ *   clusters=CODE  launches in clusters, of kernels that take tensor maps, answer CODE
+ * Compiled with -DVERY_OLD it has cuInit alone, with -DCUDA_11 neither tensor maps nor clusters.
  *
- * Signatures: CUDA Driver API, "Initialization" to "Graph Management". */
+ * Signatures: CUDA Driver API, "Initialization" to "Graph Management", "Tensor Map Object Management". */
 #include <stdlib.h>
 #include <string.h>
 
@@ -243,7 +244,7 @@ int cuEventSynchronize(void *event) {
 }
 
 int cuStreamWaitEvent(void *stream, void *event, unsigned flags) {
-    return stream == &launches && event == &lost && !flags ? alive() : INVALID_VALUE;
+    return stream_of(stream) && event == &lost && !flags ? alive() : INVALID_VALUE;
 }
 
 int cuEventDestroy_v2(void *event) {
@@ -335,5 +336,83 @@ int cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsigned 
     if (!x || !y || !z || y > 65535 || z > 65535 || block_x > 1024 || block_y != 1 || block_z != 1) return INVALID_VALUE;
     return put(stream, 0, 0, 0);
 }
+
+#ifndef CUDA_11
+
+/* What a map is filled with here, so that a launch knows it again. */
+static const unsigned long long MAP = 0x70616d20726f7301;
+typedef struct { unsigned long long words[16]; } Map;
+
+/* bf16 in rows of 128 swizzled bytes, zeros outside; whatever else the driver asks of an array and its boxes. */
+static int encode(Map *map, int type, unsigned rank, void *address, const unsigned long long *sizes,
+                  const unsigned long long *strides, const unsigned *steps, const int modes[4], unsigned row, unsigned lines,
+                  unsigned most) {
+    if ((size_t)map % 64 || type != 9 || rank < 2 || rank > 5 || !address || (size_t)address % 16) return INVALID_VALUE;
+    if (modes[0] != 0 || modes[1] != 3 || modes[2] != 3 || modes[3] != 0) return INVALID_VALUE;
+    unsigned long long least = 2 * sizes[0];
+    for (unsigned i = 0; i < rank; ++i) {
+        if (!sizes[i] || sizes[i] > 1ull << 32 || steps[i] != 1) return INVALID_VALUE;
+        if (i == 0) continue;
+        if (strides[i - 1] % 16 || strides[i - 1] >= 1ull << 40 || strides[i - 1] < least) return INVALID_VALUE;
+        least = strides[i - 1] * sizes[i];
+    }
+    if (row != 64 || !lines || lines > most) return INVALID_VALUE;
+    for (int i = 0; i < 16; ++i) map->words[i] = MAP;
+    return alive();
+}
+
+int cuTensorMapEncodeTiled(Map *map, int type, unsigned rank, void *address, const unsigned long long *sizes,
+                           const unsigned long long *strides, const unsigned *box, const unsigned *steps, int interleave,
+                           int swizzle, int promotion, int fill) {
+    for (unsigned i = 2; i < rank && i < 5; ++i) {
+        if (box[i] != 1) return INVALID_VALUE;
+    }
+    const int modes[4] = {interleave, swizzle, promotion, fill};
+    return encode(map, type, rank, address, sizes, strides, steps, modes, box[0], box[1], 256);
+}
+
+int cuTensorMapEncodeIm2col(Map *map, int type, unsigned rank, void *address, const unsigned long long *sizes,
+                            const unsigned long long *strides, const int *lower, const int *upper, unsigned channels,
+                            unsigned pixels, const unsigned *steps, int interleave, int swizzle, int promotion, int fill) {
+    if (rank != 4) return INVALID_VALUE;
+    for (int i = 0; i < 2; ++i) {
+        if (lower[i] < -128 || lower[i] > 127 || upper[i] < -128 || upper[i] > 127) return INVALID_VALUE;
+        if ((long long)sizes[1 + i] + upper[i] - lower[i] < 1) return INVALID_VALUE; /* no base pixel */
+    }
+    const int modes[4] = {interleave, swizzle, promotion, fill};
+    return encode(map, type, rank, address, sizes, strides, steps, modes, channels, pixels, 1024);
+}
+
+typedef struct {
+    int id;
+    char pad[4];
+    union { char bytes[64]; unsigned cluster[3]; } value;
+} Attribute;
+
+typedef struct {
+    unsigned grid[3], block[3], shared;
+    void *stream;
+    Attribute *attributes;
+    unsigned count;
+} Configuration;
+
+/* Kernels here take two maps first. */
+int cuLaunchKernelEx(const Configuration *c, void *function, void **arguments, void **extra) {
+    if (!function || !arguments || extra || c->count != 1) return INVALID_VALUE;
+    const unsigned *cluster = c->attributes->value.cluster;
+    if (c->attributes->id != 4 || !cluster[0] || cluster[0] > 8 || cluster[1] != 1 || cluster[2] != 1) return INVALID_VALUE;
+    if (!c->grid[0] || c->grid[0] % cluster[0] || c->grid[1] != 1 || c->grid[2] != 1) return INVALID_VALUE;
+    if ((c->block[0] != 256 && c->block[0] != 384) || c->block[1] != 1 || c->block[2] != 1) return INVALID_VALUE;
+    if (c->shared > 232448) return INVALID_VALUE;
+    for (int i = 0; i < 2; ++i) {
+        for (int j = 0; j < 16; ++j) {
+            if (((const Map *)arguments[i])->words[j] != MAP) return INVALID_VALUE;
+        }
+    }
+    const int refused = (int)setting("clusters", SUCCESS);
+    return refused ? refused : put(c->stream, 0, 0, 0);
+}
+
+#endif
 
 #endif

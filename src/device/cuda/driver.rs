@@ -2,6 +2,7 @@
 
 use super::Precision;
 use super::launch::{Blocks, Kernel};
+use super::tensor_map::{MapWords, Walk};
 use crate::error::Result;
 
 /// What a device says of itself.
@@ -31,8 +32,8 @@ pub(super) enum Lane {
 /// A piece of work on the stream.
 #[derive(Clone)]
 pub(super) enum Command {
-    /// Launches a kernel.
-    Launch { kernel: &'static Kernel, precision: Precision, blocks: Blocks, arguments: Vec<u64> },
+    /// Launches a kernel; tensor maps are its first parameters, if it has any.
+    Launch { kernel: &'static Kernel, precision: Precision, blocks: Blocks, maps: Vec<MapWords>, arguments: Vec<u64> },
     /// Copies on the device.
     Copy { to: u64, from: u64, bytes: usize },
     /// Sets to zero.
@@ -46,8 +47,8 @@ impl Command {
     /// Does it.
     pub fn issue(&self, driver: &dyn Driver) -> Result<()> {
         match *self {
-            Command::Launch { kernel, precision, blocks, ref arguments } => {
-                driver.launch(kernel, precision, blocks, arguments)
+            Command::Launch { kernel, precision, blocks, ref maps, ref arguments } => {
+                driver.launch(kernel, precision, blocks, maps, arguments)
             }
             Command::Copy { to, from, bytes } => driver.copy(to, from, bytes),
             Command::Zero { at, bytes } => driver.zero(at, bytes),
@@ -80,8 +81,16 @@ pub(super) trait Driver: Send + Sync {
 
     fn zero(&self, to: u64, bytes: usize) -> Result<()>;
 
-    /// `arguments` are the bits of the kernel's parameters, one word each, low bytes first.
-    fn launch(&self, kernel: &'static Kernel, precision: Precision, blocks: Blocks, arguments: &[u64]) -> Result<()>;
+    /// `arguments` are the bits of the kernel's parameters after its tensor maps, one word each, low bytes first. A kernel
+    /// with maps runs in clusters of blocks.
+    fn launch(
+        &self,
+        kernel: &'static Kernel,
+        precision: Precision,
+        blocks: Blocks,
+        maps: &[MapWords],
+        arguments: &[u64],
+    ) -> Result<()>;
 
     /// Makes a graph of this work, in this order, and does none of it. The answer names it.
     fn build_graph(&self, commands: Vec<Command>) -> Result<u64>;
@@ -90,6 +99,9 @@ pub(super) trait Driver: Send + Sync {
 
     /// Forgets a graph; where it runs, it runs to its end.
     fn drop_graph(&self, graph: u64);
+
+    /// Makes a tensor map of the array at `address`.
+    fn tensor_map(&self, address: u64, walk: &Walk) -> Result<MapWords>;
 
     fn synchronize(&self) -> Result<()>;
 

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use super::driver::{Command, Driver, Facts, Lane};
 use super::launch::{Blocks, Kernel};
+use super::tensor_map::{MapWords, Walk};
 use super::{Precision, lock};
 use crate::error::{Error, Result};
 
@@ -64,6 +65,14 @@ fn call(f: impl FnOnce(*mut c_char, usize) -> c_int) -> Result<()> {
     })
 }
 
+/// What is asked of a device that has none of what `kernels/hopper/` needs.
+fn no_copy_engine<R>(asked: &str) -> Result<R> {
+    Err(Error::Device {
+        what: format!("{asked}: the emulated device has no copy engine and no warpgroup products"),
+        help: "this is a fault of the program, which should have chosen other kernels: please report it".into(),
+    })
+}
+
 impl Driver for Emulated {
     fn facts(&self) -> Result<Facts> {
         let name = "emulated device".into();
@@ -110,7 +119,17 @@ impl Driver for Emulated {
         call(|message, size| unsafe { grad_emulator_fill(to, 0, bytes, message, size) })
     }
 
-    fn launch(&self, kernel: &'static Kernel, precision: Precision, blocks: Blocks, arguments: &[u64]) -> Result<()> {
+    fn launch(
+        &self,
+        kernel: &'static Kernel,
+        precision: Precision,
+        blocks: Blocks,
+        maps: &[MapWords],
+        arguments: &[u64],
+    ) -> Result<()> {
+        if !maps.is_empty() {
+            return no_copy_engine(kernel.name);
+        }
         let run = kernel.emulated[kernel.flavour(precision)].expect("a kernel exists in the flavours it lists");
         let name = CString::new(kernel.name).expect("a C name holds no zero byte");
         let mut words = arguments.to_vec();
@@ -149,6 +168,10 @@ impl Driver for Emulated {
 
     fn drop_graph(&self, graph: u64) {
         lock(&self.graphs).remove(&graph);
+    }
+
+    fn tensor_map(&self, _: u64, _: &Walk) -> Result<MapWords> {
+        no_copy_engine("a tensor map")
     }
 
     fn synchronize(&self) -> Result<()> {

@@ -3,6 +3,8 @@
 //! The primary context, one stream of our own, kernels loaded when they are first launched. What can be missing is looked
 //! for in the order in which a user can do something about it: library, driver, device, kernels.
 
+mod tensor;
+
 use std::collections::HashMap;
 use std::ffi::{CString, c_int, c_uint, c_void};
 use std::sync::Mutex;
@@ -12,8 +14,10 @@ use cudarc::driver::sys;
 
 use super::driver::{Command, Driver, Facts, Lane};
 use super::launch::{Blocks, Kernel, MODULES};
+use super::tensor_map::{MapWords, Walk};
 use super::{ARCHITECTURES, NEED_LESS, Precision, lock};
 use crate::error::{Error, Result};
+use tensor::launch_in_clusters;
 
 /// More dynamic shared memory than this must be asked for.
 const SHARED_BY_DEFAULT: usize = 48 << 10;
@@ -277,9 +281,13 @@ impl Hardware {
         kernel: &'static Kernel,
         precision: Precision,
         blocks: Blocks,
+        maps: &[MapWords],
         arguments: &[u64],
     ) -> Result<()> {
         let function = self.prepare(kernel, precision, blocks)?;
+        if !maps.is_empty() {
+            return launch_in_clusters(stream, function, kernel, blocks, maps, arguments);
+        }
         let mut words = arguments.to_vec();
         let mut pointers: Vec<*mut c_void> = words.iter_mut().map(|w| std::ptr::from_mut(w).cast()).collect();
         let [x, y, z] = blocks.blocks.map(|b| c_uint::try_from(b).unwrap_or(c_uint::MAX));
@@ -298,8 +306,8 @@ impl Hardware {
     fn put(&self, stream: sys::CUstream, command: &Command) -> Result<()> {
         self.bind()?;
         match *command {
-            Command::Launch { kernel, precision, blocks, ref arguments } => {
-                self.launch_on(stream, kernel, precision, blocks, arguments)
+            Command::Launch { kernel, precision, blocks, ref maps, ref arguments } => {
+                self.launch_on(stream, kernel, precision, blocks, maps, arguments)
             }
             // SAFETY: both are windows of at least that length.
             Command::Copy { to, from, bytes } => {
@@ -382,9 +390,16 @@ impl Driver for Hardware {
         self.put(self.stream, &Command::Zero { at, bytes })
     }
 
-    fn launch(&self, kernel: &'static Kernel, precision: Precision, blocks: Blocks, arguments: &[u64]) -> Result<()> {
+    fn launch(
+        &self,
+        kernel: &'static Kernel,
+        precision: Precision,
+        blocks: Blocks,
+        maps: &[MapWords],
+        arguments: &[u64],
+    ) -> Result<()> {
         self.bind()?;
-        self.launch_on(self.stream, kernel, precision, blocks, arguments)
+        self.launch_on(self.stream, kernel, precision, blocks, maps, arguments)
     }
 
     /// The stream that records is one of its own: other threads may go on working meanwhile.
@@ -422,6 +437,10 @@ impl Driver for Hardware {
         // SAFETY: the handle came from `build_graph` and is given up by its only owner; the driver lets it run to its end.
         // A failure leaves nothing to be done.
         let _ = self.bind().map(|()| unsafe { graph::exec_destroy(graph as usize as sys::CUgraphExec) });
+    }
+
+    fn tensor_map(&self, address: u64, walk: &Walk) -> Result<MapWords> {
+        self.encode(address, walk)
     }
 
     fn synchronize(&self) -> Result<()> {

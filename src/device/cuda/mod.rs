@@ -3,8 +3,10 @@
 //! ```text
 //! op -> launch::NAME (generated from the kernel's signature) -> Gpu -> Driver -> hardware (cudarc) | emulated (host C++)
 //! ```
-//! The two drivers take the same launches with the same arguments, so what is tested without a GPU is what runs on one.
+//! The two drivers take the same launches with the same arguments, so what is tested without a GPU is what runs on one. The
+//! exception are second implementations of a few kernels (`wgmma`), taken only where a device has judged them (`chosen`).
 
+mod chosen;
 mod driver;
 #[cfg(feature = "emulator")]
 mod emulated;
@@ -13,11 +15,15 @@ mod hardware;
 pub mod launch;
 mod memory;
 mod precision;
+mod tensor_map;
 mod transfer;
+pub(crate) mod wgmma;
 
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use chosen::Hopper;
 pub use driver::Facts;
 use driver::{Command, Driver};
 pub use graph::Graph;
@@ -28,6 +34,7 @@ use memory::Pool;
 pub use memory::{DeviceVec, Element, ElementKind, Slice, SliceMut, Values, ValuesMut};
 pub use precision::Precision;
 pub use precision::Real;
+use tensor_map::TensorMap;
 pub use transfer::{Download, Upload};
 
 use crate::error::{Error, Result};
@@ -55,6 +62,9 @@ struct Inner {
     driver: Box<dyn Driver>,
     facts: Facts,
     precision: Precision,
+    hopper: Hopper,
+    /// Launches of `kernels/hopper/`.
+    mapped: AtomicUsize,
     pool: Mutex<Pool>,
     /// The graph that is recorded at present.
     recording: Mutex<Option<Recording>>,
@@ -70,9 +80,18 @@ impl Gpu {
     /// CUDA device `ordinal`, counted from 0.
     ///
     /// # Errors
-    /// [`Error::Device`] when there is no driver, no such device, or no kernel for its architecture.
+    /// [`Error::Device`] when there is no driver, no such device, or no kernel for its architecture, [`Error::Config`] for a
+    /// wrong `GRAD_HOPPER`.
     pub fn open(ordinal: usize, precision: Precision) -> Result<Self> {
-        Self::new(Box::new(hardware::Hardware::open(ordinal)?), precision)
+        Self::open_with(ordinal, precision, Hopper::from_environment()?)
+    }
+
+    /// The same, with a say in when the kernels of `kernels/hopper/` are taken.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(ordinal: usize, precision: Precision, hopper: Hopper) -> Result<Self> {
+        Self::new(Box::new(hardware::Hardware::open(ordinal)?), precision, hopper)
     }
 
     /// What CUDA device `ordinal` says of itself, whether or not this build has kernels for it.
@@ -89,12 +108,21 @@ impl Gpu {
     /// None.
     #[cfg(feature = "emulator")]
     pub fn emulated(precision: Precision) -> Result<Self> {
-        Self::new(Box::new(emulated::Emulated::new()), precision)
+        Self::new(Box::new(emulated::Emulated::new()), precision, Hopper::Off)
     }
 
-    fn new(driver: Box<dyn Driver>, precision: Precision) -> Result<Self> {
-        let (facts, pool, recording) = (driver.facts()?, Mutex::default(), Mutex::default());
-        Ok(Gpu(Arc::new(Inner { driver, facts, precision, pool, recording, fault: Mutex::default() })))
+    fn new(driver: Box<dyn Driver>, precision: Precision, hopper: Hopper) -> Result<Self> {
+        let facts = driver.facts()?;
+        Ok(Gpu(Arc::new(Inner {
+            driver,
+            facts,
+            precision,
+            hopper,
+            mapped: AtomicUsize::new(0),
+            pool: Mutex::default(),
+            recording: Mutex::default(),
+            fault: Mutex::default(),
+        })))
     }
 
     /// Name, architecture, size.
@@ -224,7 +252,36 @@ impl Gpu {
         if blocks.blocks.contains(&0) {
             return Ok(());
         }
-        self.submit(Command::Launch { kernel, precision: self.precision(), blocks, arguments: arguments.to_vec() })
+        self.submit(Command::Launch {
+            kernel,
+            precision: self.precision(),
+            blocks,
+            maps: vec![],
+            arguments: arguments.to_vec(),
+        })
+    }
+
+    /// The same for kernels whose first parameters are tensor maps.
+    pub(crate) fn launch_mapped(
+        &self,
+        kernel: &'static Kernel,
+        grid: Grid,
+        maps: &[&TensorMap],
+        arguments: &[u64],
+    ) -> Result<()> {
+        self.0.mapped.fetch_add(1, Ordering::Relaxed);
+        self.submit(Command::Launch {
+            kernel,
+            precision: self.precision(),
+            blocks: grid.for_block(kernel.block),
+            maps: maps.iter().map(|map| map.words).collect(),
+            arguments: arguments.to_vec(),
+        })
+    }
+
+    /// How many launches of kernels of `kernels/hopper/` there were.
+    pub fn mapped_launches(&self) -> usize {
+        self.0.mapped.load(Ordering::Relaxed)
     }
 
     /// Does `work` unless something failed before without anyone to tell.

@@ -231,5 +231,7 @@ impl Op for MobileBottleneck {
 
 fn shapes(x: [usize; 4], e: usize, s: usize) -> Vec<Shape> {
     let c = x[3];
-    [&x[..], &[c, e], &[e], &[e], &[3, 3, e], &[e], &[e], &[e, s], &[s, e], &[e, c], &[c], &[c]].map(Shape::new).to_vec()
+    [&x[..], &[c, e], &[e], &[e], &[3, 3, e], &[e], &[e], &[e, s], &[s, e], &[e, c], &[c], &[c]]
+        .map(Shape::new)
+        .to_vec()
 }

@@ -8,6 +8,7 @@
 #include "vector.cuh"
 
 struct BiasActivation {
+    static constexpr bool SUMS = false;
     const float* bias_or_null;
     const real* dy_or_null;
     real* y;
@@ -36,6 +37,7 @@ struct BiasActivation {
 };
 
 struct Plain {
+    static constexpr bool SUMS = false;
     float* y;
     uint32_t n;
 

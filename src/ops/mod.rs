@@ -5,11 +5,14 @@ mod add;
 mod batch_norm;
 mod batch_norm_squeeze_excite;
 mod channel_scale;
+mod composed;
 mod concat;
 mod conv2d;
 mod depthwise_conv2d;
 mod global_avg_pool;
 mod grid_sample;
+mod mobile_bottleneck;
+mod mobile_bottleneck_cuda;
 mod mse_loss;
 mod normalise;
 mod normalise_cuda;
@@ -28,6 +31,7 @@ pub use conv2d::Conv2d;
 pub use depthwise_conv2d::DepthwiseConv2d;
 pub use global_avg_pool::GlobalAvgPool;
 pub use grid_sample::GridSample;
+pub use mobile_bottleneck::MobileBottleneck;
 pub use mse_loss::MseLoss;
 pub(crate) use normalise::group_images as ghost_group;
 pub(crate) use pointwise_conv::LaidOut;
@@ -50,6 +54,7 @@ pub static REGISTRY: &[Entry] = &[
     Entry::of::<DepthwiseConv2d>(),
     Entry::of::<GlobalAvgPool>(),
     Entry::of::<GridSample>(),
+    Entry::of::<MobileBottleneck>(),
     Entry::of::<MseLoss>(),
     Entry::of::<PointwiseConv>(),
     Entry::of::<RefinementGate>(),

@@ -384,15 +384,29 @@ impl Tiling {
         (tiling, Slabs::new(gpu, positions, tiling.tiles(size), LEAST))
     }
 
+    /// Rows of a tile.
+    pub fn rows(self) -> usize {
+        if self == Tiling::Large { 128 } else { 64 }
+    }
+
     fn tiles(self, [m, n]: [usize; 2]) -> usize {
-        let [rows, columns] = if self == Tiling::Large { [128, 112] } else { [64, 56] };
-        m.div_ceil(rows) * n.div_ceil(columns)
+        m.div_ceil(self.rows()) * n.div_ceil(if self == Tiling::Large { 112 } else { 56 })
     }
 
     /// One block for each tile and slab, with `SHARED_BYTES` of `kernels/gemm.cuh`.
     pub fn grid(self, size: [usize; 2], slabs: usize) -> Grid {
         let shared = if self == Tiling::Large { 71_680 } else { 34_816 };
         Grid::blocks2(self.tiles(size), slabs).shared(shared)
+    }
+
+    /// The same where one operand is made from two arrays: room for the second, see `more_values` in `kernels/gemm.cuh`.
+    pub fn grid_of_two(self, size: [usize; 2], slabs: usize) -> Grid {
+        let shared = match self {
+            Tiling::Large => 71_680 + 32_768,
+            Tiling::Small => 34_816 + 16_384,
+            Tiling::OneByOne => 34_816,
+        };
+        self.grid(size, slabs).shared(shared)
     }
 }
 

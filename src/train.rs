@@ -211,7 +211,7 @@ impl Trainer {
     /// or, on the CPU, when every coin says no.
     fn jitter(&self, images: usize, groups: usize) -> Result<Option<Tensor>> {
         let head = self.head.config();
-        if !self.config.jitter || !head.local {
+        if !self.config.jitter || !head.local || !head.memory.has_coordinates() {
             return Ok(None);
         }
         if let Device::Gpu(gpu) = &self.device {

@@ -1,5 +1,6 @@
-//! The trainable head: GRAD, CRAD and CRAD-S.
+//! The trainable head: GRAD, CRAD and CRAD-S, with grids or the discrete memories they are compared with.
 
+mod branch;
 mod config;
 mod head;
 

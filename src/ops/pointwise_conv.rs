@@ -185,11 +185,7 @@ impl Op for PointwiseConv {
                     launch::pointwise_conv_narrow_weight_gradient(gpu, grid, x, dz, partial, m, a, b, slab)
                 })?;
             } else {
-                let (tiling, slabs) = Tiling::with_slabs(gpu, &[a, b], [a, b], m);
-                slabs.sum(gpu, a * b, &mut dw.floats(), |partial, slab| {
-                    let grid = tiling.grid([a, b], slabs.count);
-                    launch::pointwise_conv_weight_gradient(gpu, grid, x, dz, partial, m, a, b, slab, tiling as usize)
-                })?;
+                weight_gradient(gpu, x, dz, &mut dw.floats(), [m, a, b])?;
             }
         }
         if let Some(Some(dbias)) = dx.get_mut(2) {
@@ -268,7 +264,7 @@ const NARROW: usize = 8;
 
 /// `y [m, n] = act(x [m, k] · w [k, n] + bias)` by tiles, or with dy as in [`PointwiseConv::apply`].
 #[allow(clippy::too_many_arguments)]
-fn product(
+pub(super) fn product(
     gpu: &Gpu,
     x: Slice<Stored>,
     w: &LaidOut,
@@ -281,6 +277,21 @@ fn product(
     let tiling = Tiling::new(gpu, &[k], [m, n], 1);
     let (grid, w, pitch) = (tiling.grid([m, n], 1), w.values.slice(), w.pitch);
     launch::pointwise_conv_forward(gpu, grid, x, w, bias, dy, y, m, n, k, pitch, act as usize, tiling as usize)
+}
+
+/// `dw [a, b] = xᵀ · dz` by tiles, for x `[m, a]` and dz `[m, b]`.
+pub(super) fn weight_gradient(
+    gpu: &Gpu,
+    x: Slice<Stored>,
+    dz: Slice<Stored>,
+    dw: &mut SliceMut<f32>,
+    [m, a, b]: [usize; 3],
+) -> Result<()> {
+    let (tiling, slabs) = Tiling::with_slabs(gpu, &[a, b], [a, b], m);
+    slabs.sum(gpu, a * b, dw, |partial, slab| {
+        let grid = tiling.grid([a, b], slabs.count);
+        launch::pointwise_conv_weight_gradient(gpu, grid, x, dz, partial, m, a, b, slab, tiling as usize)
+    })
 }
 
 /// Weights as `kernels/gemm.cuh` reads them: rounded to the storage type, lines padded to 16 bytes.

@@ -74,7 +74,7 @@ impl Branch {
     ) -> Self {
         let c = config.channels;
         // Each starts as Xavier's rule has it for a kernel `[1, V, ..]` of V values a cell: its fans are V + 1 times the cells.
-        let mut declare = |b: &mut Builder, key: String, cells: &[usize], cell: &[usize]| {
+        let declare = |b: &mut Builder, key: String, cells: &[usize], cell: &[usize]| {
             let [values, n] = [cell, cells].map(|sizes| sizes.iter().product::<usize>());
             let std = (2.0 / ((values + 1) as f64 * n as f64)).sqrt();
             b.declare(key, Shape::new(&[cells, cell].concat()), Role::Grid, Init::Normal(std))

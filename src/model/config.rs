@@ -197,7 +197,8 @@ impl HeadConfig {
         }
         if self.memory != MemoryKind::Grid {
             let memories = [("local", self.local, self.local_entries), ("global", self.global, self.global_entries)];
-            for (name, _, n) in memories.into_iter().filter(|(_, on, n)| *on && !(1..=MAX_ENTRIES).contains(n)) {
+            let impossible = |(_, on, n): &(&str, bool, usize)| *on && !(1..=MAX_ENTRIES).contains(n);
+            if let Some((name, _, n)) = memories.into_iter().find(impossible) {
                 return Some(format!("{n} {name} entries: a memory has 1 to {MAX_ENTRIES}"));
             }
         }

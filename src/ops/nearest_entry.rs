@@ -189,9 +189,8 @@ mod tests {
     #[test]
     fn of_entries_equally_near_the_first_counts() {
         let keys = [3.0, 0.0, 1.0, 0.0, -1.0, 0.0, 1.0, 0.0];
-        for [found, exact] in [both(&[0.0, 5.0, 1.0, 1.0, 9.0, 0.0], &keys, 2)] {
-            assert_eq!((&found[..], &exact[..]), (&[1.0, 1.0, 0.0][..], &[1.0, 1.0, 0.0][..]));
-        }
+        let [found, exact] = both(&[0.0, 5.0, 1.0, 1.0, 9.0, 0.0], &keys, 2);
+        assert_eq!((&found[..], &exact[..]), (&[1.0, 1.0, 0.0][..], &[1.0, 1.0, 0.0][..]));
     }
 
     #[test]

@@ -198,7 +198,7 @@ impl Trainer {
     /// Noise for the local coordinates of this step, `[N, H, W, 2]`, in host memory; `None` when every coin says no.
     fn jitter(&self, images: usize, groups: usize) -> Option<Tensor> {
         let head = self.head.config();
-        if !self.config.jitter || !head.local {
+        if !self.config.jitter || !head.local || !head.memory.has_coordinates() {
             return None;
         }
         let mut rng = Rng::new(self.config.seed, JITTER_STREAM + self.optimiser.steps);

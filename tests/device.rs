@@ -10,16 +10,15 @@ mod training;
 use grad::checkpoint;
 use grad::device::Device;
 use grad::device::cuda::{Gpu, Precision};
-use grad::model::ModelKind;
 use grad::rng::Rng;
 use grad::train::{Kept, StepReport, Trainer};
-use training::{Drawn, bits, follow_pytorch, info, run, trainer};
+use training::{Drawn, KINDS, Kind, bits, follow_pytorch, info, run, trainer};
 
 /// The judges' slack; along a trajectory rounding differences grow, and so does what a nudge shows of them.
 const SLACK: f64 = 8.0;
 
 /// A small trainer on a device, in its precision.
-fn on(device: &Device, kind: ModelKind, epochs: usize) -> Trainer {
+fn on(device: &Device, kind: Kind, epochs: usize) -> Trainer {
     let mut t = trainer(kind, epochs);
     t.config.precision = device.gpu().map_or(Precision::F32, Gpu::precision);
     t.to(device).unwrap()
@@ -32,7 +31,7 @@ fn nudge(values: &mut [f32], precision: Precision, seed: u64) {
 }
 
 /// Three losses on the CPU with parameters and features moved by roundings: what a precision may do to them.
-fn nudged(kind: ModelKind, features: &Drawn, precision: Precision, seed: u64) -> Vec<f64> {
+fn nudged(kind: Kind, features: &Drawn, precision: Precision, seed: u64) -> Vec<f64> {
     let (mut t, mut moved) = (trainer(kind, 1), Drawn(features.0.clone()));
     nudge(t.params.values_mut(), precision, seed);
     moved.0.iter_mut().zip(0..).for_each(|(b, i)| nudge(b, precision, seed + 100 * i));
@@ -43,7 +42,7 @@ fn nudged(kind: ModelKind, features: &Drawn, precision: Precision, seed: u64) ->
 /// and features are moved by roundings of the precision.
 fn trains_as_the_cpu_does(gpu: Gpu) {
     let (features, precision) = (Drawn::new(12, 5 * 4 * 12), gpu.precision());
-    for kind in ModelKind::ALL {
+    for kind in KINDS {
         let cpu = run(&mut on(&Device::Cpu, kind, 1), &features, 3);
         let moved: Vec<Vec<f64>> = (0..4).map(|seed| nudged(kind, &features, precision, seed)).collect();
         let found = run(&mut on(&Device::Gpu(gpu.clone()), kind, 1), &features, 3);
@@ -79,37 +78,40 @@ fn keeps_its_promises_about_bits(gpu: Gpu) {
         assert!(matches!(t.keep_features(&features).unwrap(), Kept::OnDevice(_)));
         t
     };
-    let fresh = || on(&device, ModelKind::CradS, 2);
-    let mut streamed = fresh();
-    let summaries: Vec<_> = (0..6).filter_map(|_| streamed.step(&features).unwrap().epoch).map(|e| e.summary).collect();
-    let mut pieces = kept(fresh(), false);
-    run(&mut pieces, &features, 6);
-    assert_eq!(bits(&pieces), bits(&streamed), "features kept on the device, or uploaded batch by batch");
-    // The last batch of an epoch has fewer pictures, and so a graph of its own.
-    let mut whole = kept(fresh(), true);
-    for summary in &summaries {
-        let reports = whole.advance(&features).unwrap();
-        assert_eq!(reports.len(), 3, "an epoch at once");
-        assert_eq!(&reports[2].epoch.as_ref().unwrap().summary, summary);
+    for kind in [KINDS[0], KINDS[3], KINDS[4]] {
+        let fresh = || on(&device, kind, 2);
+        let mut streamed = fresh();
+        let summaries: Vec<_> =
+            (0..6).filter_map(|_| streamed.step(&features).unwrap().epoch).map(|e| e.summary).collect();
+        let mut pieces = kept(fresh(), false);
+        run(&mut pieces, &features, 6);
+        assert_eq!(bits(&pieces), bits(&streamed), "{kind:?}: features kept on the device, or uploaded");
+        // The last batch of an epoch has fewer pictures, and so a graph of its own.
+        let mut whole = kept(fresh(), true);
+        for summary in &summaries {
+            let reports = whole.advance(&features).unwrap();
+            assert_eq!(reports.len(), 3, "{kind:?}: an epoch at once");
+            assert_eq!(&reports[2].epoch.as_ref().unwrap().summary, summary);
+        }
+        assert_eq!(bits(&whole), bits(&streamed), "{kind:?}: graphs, or launched piece by piece");
+        // Stopped in the middle of an epoch.
+        let mut first = kept(fresh(), true);
+        run(&mut first, &features, 4);
+        checkpoint::save_checkpoint(&path, &info(&first), &first).unwrap();
+        run(&mut first, &features, 2);
+        assert_eq!(bits(&first), bits(&streamed), "{kind:?}: step by step, or an epoch at once");
+        let mut resumed = kept(checkpoint::load_checkpoint(&path).unwrap().1.to(&device).unwrap(), true);
+        assert_eq!(resumed.advance(&features).unwrap().len(), 2);
+        assert!(resumed.finished());
+        assert_eq!(bits(&resumed), bits(&streamed), "{kind:?}: stopped after 4 steps, or never");
     }
-    assert_eq!(bits(&whole), bits(&streamed), "graphs, or launched piece by piece");
-    // Stopped in the middle of an epoch.
-    let mut first = kept(fresh(), true);
-    run(&mut first, &features, 4);
-    checkpoint::save_checkpoint(&path, &info(&first), &first).unwrap();
-    run(&mut first, &features, 2);
-    assert_eq!(bits(&first), bits(&streamed), "step by step, or an epoch at once");
-    let mut resumed = kept(checkpoint::load_checkpoint(&path).unwrap().1.to(&device).unwrap(), true);
-    assert_eq!(resumed.advance(&features).unwrap().len(), 2);
-    assert!(resumed.finished());
-    assert_eq!(bits(&resumed), bits(&streamed), "stopped after 4 steps, or never");
 }
 
 /// What a step draws and how far it goes is no part of its graph, the settings it was recorded with are.
 fn a_graph_is_recorded_again_when_a_setting_changes(gpu: Gpu) {
     let (features, device) = (Drawn::new(10, 5 * 4 * 12), Device::Gpu(gpu));
     let change = |graphs: bool| {
-        let mut t = on(&device, ModelKind::CradS, 5);
+        let mut t = on(&device, KINDS[0], 5);
         t.graphs = graphs;
         t.keep_features(&features).unwrap();
         run(&mut t, &features, 2);
@@ -132,7 +134,7 @@ fn a_loss_that_is_no_number_stops_an_epoch(gpu: Gpu) {
     let (mut features, device) = (Drawn::new(12, 5 * 4 * 12), Device::Gpu(gpu));
     features.0[3][0] = f32::INFINITY;
     let stopped = |keep: bool| {
-        let mut t = on(&device, ModelKind::CradS, 1);
+        let mut t = on(&device, KINDS[0], 1);
         if keep {
             t.keep_features(&features).unwrap();
         }

@@ -13,7 +13,7 @@ use grad::calibrate::GoodScore;
 use grad::device::Device;
 use grad::device::cuda::{Gpu, Precision};
 use grad::inference::{Inference, Input};
-use grad::model::{FoldedHead, Head, HeadConfig, ModelKind};
+use grad::model::{FoldedHead, Head, HeadConfig, MemoryKind, ModelKind};
 use grad::nn::{Context, Params, Role};
 use grad::rng::Rng;
 use grad::score::{Pool, Protocol, Scored, Smooth};
@@ -103,9 +103,9 @@ fn scores_as_the_host_does(gpu: Gpu) {
 const SIZE: usize = 32;
 
 /// A small head on features of Lite0, with statistics that BatchNorm does not leave as they are.
-fn head(kind: ModelKind) -> (Head, Params) {
+fn head(kind: ModelKind, memory: MemoryKind) -> (Head, Params) {
     let config = HeadConfig { blocks: 1, ..HeadConfig::published(kind, [SIZE / 8, SIZE / 8, 152], 0.05) };
-    let (head, mut params) = Head::new(config, Some(5));
+    let (head, mut params) = Head::new(config.with_memory(memory), Some(5));
     let entries: Vec<_> = params.entries().map(|(id, e)| (id, e.clone())).collect();
     for (id, e) in entries {
         let mut rng = Rng::new(23, id_of(&e.name));
@@ -158,8 +158,10 @@ fn inference(gpu: &Gpu, head: &Head, params: &Params) -> Inference {
 /// are moved by roundings of the precision.
 fn scores_as_the_cpu_does(gpu: Gpu) {
     let precision = gpu.precision();
-    for kind in ModelKind::ALL {
-        let ((head, params), features) = (head(kind), features(3));
+    let grids = ModelKind::ALL.map(|kind| (kind, MemoryKind::Grid));
+    let discrete = [MemoryKind::Vq, MemoryKind::Attention].map(|memory| (ModelKind::CradS, memory));
+    for kind in grids.into_iter().chain(discrete) {
+        let ((head, params), features) = (head(kind.0, kind.1), features(3));
         let inputs: Vec<&[f32]> = features.iter().map(|x| &x[..]).collect();
         let found = inference(&gpu, &head, &params).scores(Input::Features(&inputs), &Protocol::official()).unwrap();
         for (x, found) in inputs.iter().zip(found) {
@@ -188,7 +190,7 @@ fn picture(i: usize) -> Vec<u8> {
 
 /// A picture scores the same to the bit alone, in a batch, beside padding, as its features do, and with a map or without.
 fn a_score_depends_on_its_own_picture_alone(gpu: Gpu) {
-    let (head, params) = head(ModelKind::CradS);
+    let (head, params) = head(ModelKind::CradS, MemoryKind::Grid);
     let (on, protocol) = (inference(&gpu, &head, &params), Protocol::official());
     let score = |which: &[usize]| -> Vec<GoodScore> {
         let write = |i: usize, to: &mut [u8]| {

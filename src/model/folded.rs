@@ -14,14 +14,17 @@
 //! form: x̂ is close to x where a picture is good, and stored as bf16 it would lose what tells them apart.
 //! Values are found by the names they have in a model file.
 
-use super::config::{HeadConfig, ModelKind};
+use super::config::{HeadConfig, MemoryKind, ModelKind};
 use crate::device::Device;
 use crate::device::cuda::{Gpu, Grid, launch};
 use crate::error::Result;
 use crate::nn::frozen::{Frozen, FrozenGate};
 use crate::nn::{EPS, Params};
 use crate::op::Op;
-use crate::ops::{Concat, Conv2d, DepthwiseConv2d, GlobalAvgPool, GridSample, Kind, RefinementGate, ScoreMap};
+use crate::ops::{
+    AttentionMemory, Concat, Conv2d, DepthwiseConv2d, EntryRead, GlobalAvgPool, GridSample, Kind, NearestEntry,
+    RefinementGate, ScoreMap,
+};
 use crate::storage::Storage;
 use crate::tape::Tape;
 use crate::tensor::Tensor;
@@ -29,10 +32,11 @@ use crate::tensor::Tensor;
 /// The 3x3 convolutions of both kinds of block.
 const PAD: [usize; 4] = [1; 4];
 
-/// Finds coordinates and reads a grid at them.
-struct Branch {
-    coord: [Frozen; 2],
-    grid: Tensor,
+/// What a branch reads: see `branch.rs`.
+enum Branch {
+    Grid { coord: Box<[Frozen; 2]>, grid: Tensor },
+    Vq { keys: Tensor, values: Tensor },
+    Attention { keys: Tensor, values: Tensor },
 }
 
 /// A fusion block of either kind.
@@ -92,9 +96,15 @@ impl Values<'_> {
         Frozen::new(Tensor::from_slice(weight.shape(), &scaled), Tensor::from_slice([bias.len()], &bias))
     }
 
-    fn branch(&self, name: &str) -> Branch {
-        let coord = [0, 1].map(|i| self.plain(&format!("{name}_coord.{i}")));
-        Branch { coord, grid: self.get(&format!("{name}_grid")) }
+    fn branch(&self, memory: MemoryKind, name: &str) -> Branch {
+        if memory == MemoryKind::Grid {
+            let coord = [0, 1].map(|i| self.plain(&format!("{name}_coord.{i}")));
+            return Branch::Grid { coord: Box::new(coord), grid: self.get(&format!("{name}_grid")) };
+        }
+        let values = self.get(&format!("{name}_memory"));
+        // The entries of a local memory are their own keys.
+        let keys = self.0.find(&format!("{name}_keys")).map_or(values.clone(), |id| self.0.tensor(id));
+        if memory == MemoryKind::Vq { Branch::Vq { keys, values } } else { Branch::Attention { keys, values } }
     }
 
     fn block(&self, kind: ModelKind, name: &str) -> Block {
@@ -115,15 +125,30 @@ impl Values<'_> {
 
 impl Branch {
     fn to(&self, device: &Device) -> Result<Self> {
-        let [a, b] = &self.coord;
-        let grid = device.gpu().map_or(Ok(self.grid.clone()), |gpu| self.grid.to_gpu(gpu, true))?;
-        Ok(Branch { coord: [a.to(device)?, b.to(device)?], grid })
+        let copy = |t: &Tensor| device.gpu().map_or(Ok(t.clone()), |gpu| t.to_gpu(gpu, true));
+        Ok(match self {
+            Branch::Grid { coord, grid } => {
+                let coord = Box::new([coord[0].to(device)?, coord[1].to(device)?]);
+                Branch::Grid { coord, grid: copy(grid)? }
+            }
+            Branch::Vq { keys, values } => Branch::Vq { keys: copy(keys)?, values: copy(values)? },
+            Branch::Attention { keys, values } => Branch::Attention { keys: copy(keys)?, values: copy(values)? },
+        })
     }
 
-    /// What the grid holds at the coordinates of x.
-    fn read(&self, tape: &Tape, x: &Tensor) -> Result<Tensor> {
-        let coord = self.coord[1].pointwise(&self.coord[0].pointwise(x, Kind::Tanh, None)?, Kind::Tanh, None)?;
-        tape.apply(GridSample {}, &[&self.grid, &coord])
+    /// What is held for the queries `[.., C]`.
+    fn read(&self, tape: &Tape, queries: &Tensor) -> Result<Tensor> {
+        match self {
+            Branch::Grid { coord, grid } => {
+                let hidden = coord[0].pointwise(queries, Kind::Tanh, None)?;
+                tape.apply(GridSample {}, &[grid, &coord[1].pointwise(&hidden, Kind::Tanh, None)?])
+            }
+            Branch::Vq { keys, values } => {
+                let entry = tape.apply(NearestEntry {}, &[queries, keys])?;
+                tape.apply(EntryRead {}, &[values, &entry])
+            }
+            Branch::Attention { keys, values } => tape.apply(AttentionMemory {}, &[queries, keys, values]),
+        }
     }
 }
 
@@ -168,7 +193,8 @@ impl FoldedHead {
     pub fn new(config: &HeadConfig, params: &Params, device: &Device) -> Result<Self> {
         let params = params.to(&Device::Cpu)?;
         let values = Values(&params);
-        let branch = |exists: bool, name: &str| exists.then(|| values.branch(name).to(device)).transpose();
+        let branch =
+            |exists: bool, name: &str| exists.then(|| values.branch(config.memory, name).to(device)).transpose();
         let block = |i| values.block(config.kind, &format!("blocks.{i}")).to(device);
         Ok(FoldedHead {
             local: branch(config.local, "local")?,

@@ -220,11 +220,7 @@ impl Op for PointwiseConv {
             } else if let Some(product) = wgmma::Product::gradient_of_lines(gpu, [m, b, a], &[x, dz]) {
                 product.weight_gradient(gpu, x, dz, &mut dw.floats())?;
             } else {
-                let (tiling, slabs) = Tiling::with_slabs(gpu, &[a, b], [a, b], m);
-                slabs.sum(gpu, a * b, &mut dw.floats(), |partial, slab| {
-                    let grid = tiling.grid([a, b], slabs.count);
-                    launch::pointwise_conv_weight_gradient(gpu, grid, x, dz, partial, m, a, b, slab, tiling as usize)
-                })?;
+                weight_gradient(gpu, x, dz, &mut dw.floats(), [m, a, b])?;
             }
         }
         if let Some(Some(dbias)) = dx.get_mut(2) {
@@ -310,7 +306,7 @@ const NARROW: usize = 8;
 
 /// `y [m, n] = act(x [m, k] · w [k, n] + bias + residual)` by tiles, or with dy as in [`PointwiseConv::apply`].
 #[allow(clippy::too_many_arguments)]
-fn product(
+pub(super) fn product(
     gpu: &Gpu,
     x: Slice<Stored>,
     w: &LaidOut,
@@ -325,6 +321,21 @@ fn product(
     let (grid, w, pitch) = (tiling.grid([m, n], 1), w.values.slice(), w.pitch);
     let (act, tiling) = (act as usize, tiling as usize);
     launch::pointwise_conv_forward(gpu, grid, x, w, bias, residual, dy, y, m, n, k, pitch, act, tiling)
+}
+
+/// `dw [a, b] = xᵀ · dz` by tiles, for x `[m, a]` and dz `[m, b]`.
+pub(super) fn weight_gradient(
+    gpu: &Gpu,
+    x: Slice<Stored>,
+    dz: Slice<Stored>,
+    dw: &mut SliceMut<f32>,
+    [m, a, b]: [usize; 3],
+) -> Result<()> {
+    let (tiling, slabs) = Tiling::with_slabs(gpu, &[a, b], [a, b], m);
+    slabs.sum(gpu, a * b, dw, |partial, slab| {
+        let grid = tiling.grid([a, b], slabs.count);
+        launch::pointwise_conv_weight_gradient(gpu, grid, x, dz, partial, m, a, b, slab, tiling as usize)
+    })
 }
 
 /// Weights as `kernels/gemm.cuh` reads them: rounded to the storage type, lines padded to 16 bytes.

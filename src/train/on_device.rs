@@ -247,7 +247,7 @@ impl Trainer {
     fn launch_step(&mut self, device: &mut OnDevice, x: &Tensor) -> Result<()> {
         let (images, head) = (x.shape()[0], self.head.config());
         let groups = images.div_ceil(self.config.bn_group);
-        let jitter = if self.config.jitter && head.local {
+        let jitter = if self.config.jitter && head.local && head.memory.has_coordinates() {
             Some(device.jitter([images, head.height, head.width, 2], groups, &self.config)?)
         } else {
             None

@@ -15,7 +15,7 @@ use crate::backbone::Network;
 use crate::data::demo::DemoCounts;
 use crate::device::cuda::Precision;
 use crate::error::{Error, Result};
-use crate::model::{HeadConfig, ModelKind};
+use crate::model::{HeadConfig, MAX_ENTRIES, MemoryKind, ModelKind};
 use crate::train::TrainConfig;
 
 mod file;
@@ -156,7 +156,7 @@ pub struct RecipeArgs {
     /// Learning rate of the network [default: 0.001]
     #[arg(long, env = "GRAD_RATE", value_name = "X")]
     pub rate: Option<f64>,
-    /// Learning rate of the grids [default: 0.1]
+    /// Learning rate of the grids or memories [default: 0.1]
     #[arg(long, env = "GRAD_GRID_RATE", value_name = "X")]
     pub grid_rate: Option<f64>,
     /// Rate factors [default: 0:1,41:0.1,81:0.01; demo set 0:1,5:0.1]
@@ -187,7 +187,16 @@ pub struct RecipeArgs {
     /// Its folder [default: runs/MODEL-1, -2, …]
     #[arg(long, env = "GRAD_OUT", value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Jitter of the local coordinates [default: on]
+    /// What the branches read: grid, vq or attention [default: grid]
+    #[arg(long, env = "GRAD_MEMORY", value_name = "NAME", value_parser = memory_parser(), hide_possible_values = true, help_heading = "Model parts")]
+    pub memory: Option<MemoryKind>,
+    /// Entries of a local vq or attention memory [default: the cells of the grid]
+    #[arg(long, env = "GRAD_LOCAL_ENTRIES", value_name = "N", help_heading = "Model parts")]
+    pub local_entries: Option<usize>,
+    /// Entries of a global one [default: the cells of the grid]
+    #[arg(long, env = "GRAD_GLOBAL_ENTRIES", value_name = "N", help_heading = "Model parts")]
+    pub global_entries: Option<usize>,
+    /// Jitter of the local coordinates [default: on; off without coordinates]
     #[arg(long, env = "GRAD_JITTER", value_name = "on|off", value_parser = value::switch, help_heading = "Model parts")]
     #[serde(deserialize_with = "switch")]
     pub jitter: Option<bool>,
@@ -222,6 +231,14 @@ fn model_parser() -> impl TypedValueParser<Value = ModelKind> {
     PossibleValuesParser::new(names).map(|name| {
         let kind = ModelKind::ALL.into_iter().find(|kind| kind.name() == name);
         kind.expect("only the names of kinds are possible")
+    })
+}
+
+fn memory_parser() -> impl TypedValueParser<Value = MemoryKind> {
+    let names = MemoryKind::ALL.map(MemoryKind::name);
+    PossibleValuesParser::new(names).map(|name| {
+        let kind = MemoryKind::ALL.into_iter().find(|kind| kind.name() == name);
+        kind.expect("only the names of memories are possible")
     })
 }
 
@@ -298,6 +315,14 @@ pub struct Config {
     pub hold_out: f64,
     /// Epochs from one measurement on the test pictures to the next; 0 for the one at the end alone.
     pub eval_every: usize,
+    /// What the branches read.
+    pub memory: MemoryKind,
+    /// Entries of the local memory; `None` for a grid.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local_entries: Option<usize>,
+    /// Entries of the global memory; `None` for a grid.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub global_entries: Option<usize>,
     /// Whether local coordinates are jittered.
     pub jitter: bool,
     /// Whether the local branch exists.
@@ -346,6 +371,13 @@ impl Config {
         let train = if data.is_empty() { TrainConfig::demo(kind) } else { TrainConfig::published(kind) };
         // Only its numbers count here: the shape of the features and the gate's constant are found later.
         let head = HeadConfig::published(kind, [1, 1, 1], B4_MSE_COEF);
+        let memory = pick!(recipe.memory).unwrap_or(head.memory);
+        let local_resolution = pick!(recipe.local_resolution).unwrap_or(head.local_resolution);
+        let global_resolution = pick!(recipe.global_resolution).unwrap_or(head.global_resolution);
+        let entries = |asked: Option<usize>, side: usize| match memory {
+            MemoryKind::Grid => asked,
+            _ => asked.or(Some(side.saturating_mul(side))),
+        };
         let config = Config {
             model: kind,
             model_is_default: model.is_none(),
@@ -367,7 +399,10 @@ impl Config {
             separate: pick!(recipe.separate).unwrap_or(false),
             hold_out: pick!(recipe.hold_out).unwrap_or(HOLD_OUT),
             eval_every: pick!(recipe.eval_every).unwrap_or(0),
-            jitter: pick!(recipe.jitter).unwrap_or(train.jitter),
+            memory,
+            local_entries: entries(pick!(recipe.local_entries), local_resolution),
+            global_entries: entries(pick!(recipe.global_entries), global_resolution),
+            jitter: pick!(recipe.jitter).unwrap_or(train.jitter && memory.has_coordinates()),
             local: pick!(recipe.local).unwrap_or(head.local),
             global: pick!(recipe.global).unwrap_or(head.global),
             refine: pick!(recipe.refine).unwrap_or(head.refine),
@@ -375,8 +410,8 @@ impl Config {
                 BackboneKind::B4 => MseCoef::Value(B4_MSE_COEF),
                 _ => MseCoef::Auto,
             }),
-            local_resolution: pick!(recipe.local_resolution).unwrap_or(head.local_resolution),
-            global_resolution: pick!(recipe.global_resolution).unwrap_or(head.global_resolution),
+            local_resolution,
+            global_resolution,
             blocks: pick!(recipe.blocks).unwrap_or(head.blocks),
             threads: pick!(machine.threads),
             device: pick!(machine.device).unwrap_or(DeviceChoice::Auto),
@@ -395,6 +430,8 @@ impl Config {
             ("local_resolution", self.local_resolution, 1, 1024),
             ("global_resolution", self.global_resolution, 1, 64),
             ("blocks", self.blocks, 0, 100),
+            ("local_entries", self.local_entries.unwrap_or(1), 1, MAX_ENTRIES),
+            ("global_entries", self.global_entries.unwrap_or(1), 1, MAX_ENTRIES),
         ];
         for (key, value, low, high) in whole {
             if !(low..=high).contains(&value) {
@@ -431,6 +468,19 @@ impl Config {
                 "leave at least one of them on",
             ));
         }
+        let entries = [("local_entries", self.local_entries), ("global_entries", self.global_entries)];
+        if let (MemoryKind::Grid, Some((key, _))) = (self.memory, entries.iter().find(|(_, n)| n.is_some())) {
+            return Err(Error::config(
+                format!("{key} is set, but a grid has cells"),
+                "set local_resolution and global_resolution, or memory to vq or attention",
+            ));
+        }
+        if self.jitter && !self.memory.has_coordinates() {
+            return Err(Error::config(
+                format!("jitter is on, but a {} memory has no coordinates to jitter", self.memory.name()),
+                "leave jitter out, or use memory grid",
+            ));
+        }
         self.train().check()
     }
 
@@ -458,6 +508,9 @@ impl Config {
             blocks: self.blocks,
             local_resolution: self.local_resolution,
             global_resolution: self.global_resolution,
+            memory: self.memory,
+            local_entries: self.local_entries.unwrap_or(0),
+            global_entries: self.global_entries.unwrap_or(0),
             local: self.local,
             global: self.global,
             refine: self.refine,

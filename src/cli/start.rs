@@ -37,6 +37,11 @@ impl Start {
         recipe.local.get_or_insert(head.local);
         recipe.global.get_or_insert(head.global);
         recipe.refine.get_or_insert(head.refine);
+        recipe.memory.get_or_insert(head.memory);
+        if recipe.memory == Some(head.memory) && !head.memory.has_coordinates() {
+            recipe.local_entries.get_or_insert(head.local_entries);
+            recipe.global_entries.get_or_insert(head.global_entries);
+        }
         recipe.local_resolution.get_or_insert(head.local_resolution);
         recipe.global_resolution.get_or_insert(head.global_resolution);
         recipe.mse_coef.get_or_insert(MseCoef::Value(head.mse_coef));

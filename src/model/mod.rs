@@ -3,5 +3,6 @@
 mod config;
 mod head;
 
-pub use config::{HeadConfig, ModelKind};
+pub(crate) use config::MAX_ENTRIES;
+pub use config::{HeadConfig, MemoryKind, ModelKind};
 pub use head::Head;

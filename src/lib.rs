@@ -12,6 +12,7 @@
 
 pub mod atomic;
 pub mod backbone;
+pub mod baseline;
 pub mod bench;
 pub mod buffer;
 pub mod calibrate;

@@ -44,6 +44,7 @@ pub mod run_folder;
 pub mod score;
 pub mod shape;
 pub mod storage;
+pub mod study;
 pub mod tape;
 pub mod tensor;
 pub mod torch_file;

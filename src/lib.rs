@@ -42,6 +42,7 @@ pub mod rng;
 pub mod run_folder;
 pub mod score;
 pub mod shape;
+pub mod shortcut;
 pub mod storage;
 pub mod tape;
 pub mod tensor;

@@ -43,6 +43,7 @@ pub mod rng;
 pub mod run_folder;
 pub mod score;
 pub mod shape;
+pub mod shortcut;
 pub mod storage;
 pub mod study;
 pub mod tape;

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! study.json = { format, kind, settings, classes, images, tested, seeds,
-//!                rows: [{ name, about, changes, runs: [{ seed, seconds, metrics }] }] }
+//!                rows: [{ name, about, changes, runs: [{ seed, seconds, metrics, survival? }] }] }
 //! ```
 //! A study may grow: more seeds, more rows. What was measured stays.
 
@@ -96,6 +96,10 @@ pub struct Run {
     pub seconds: f64,
     /// Measured on the test pictures, by the last epoch.
     pub metrics: Metrics,
+    /// Share of a defect that is still in the reconstruction, by class ([`crate::shortcut`]); empty where it is not
+    /// measured, without the classes where it is not defined.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub survival: BTreeMap<String, f64>,
 }
 
 impl Study {
@@ -191,9 +195,14 @@ impl Study {
     /// As [`Row::spread`].
     pub fn summary(&self, folder: &Path) -> Result<serde_json::Value> {
         let row = |row: &Row| -> Result<serde_json::Value> {
-            let (spread, seconds) = (row.spread()?, row.seconds());
+            let (spread, seconds, survival) = (row.spread()?, row.seconds(), row.survival(None));
             let Row { name, about, changes, .. } = row;
-            Ok(json!({ "name": name, "about": about, "changes": changes, "seconds": seconds, "spread": spread }))
+            let mut value =
+                json!({ "name": name, "about": about, "changes": changes, "seconds": seconds, "spread": spread });
+            if let Some((mean, std)) = survival {
+                value["survival"] = json!({ "mean": mean, "std": std });
+            }
+            Ok(value)
         };
         let rows = self.rows.iter().map(row).collect::<Result<Vec<_>>>()?;
         let folder = folder.display().to_string();
@@ -209,6 +218,21 @@ impl Row {
     pub fn spread(&self) -> Result<Option<Spread>> {
         let all: Vec<Metrics> = self.runs.iter().map(|run| run.metrics.clone()).collect();
         if all.is_empty() { Ok(None) } else { Spread::of(&all).map(Some) }
+    }
+
+    /// Mean and sample deviation over the seeds of the share of a defect that survives, in `class` or as the mean over
+    /// classes; `None` where no run has it, and the second for a single one.
+    pub fn survival(&self, class: Option<&str>) -> Option<(f64, Option<f64>)> {
+        let of_run = |run: &Run| match class {
+            Some(class) => run.survival.get(class).copied(),
+            None if run.survival.is_empty() => None,
+            None => Some(run.survival.values().sum::<f64>() / run.survival.len() as f64),
+        };
+        let all: Vec<f64> = self.runs.iter().filter_map(of_run).collect();
+        let n = all.len() as f64;
+        let mean = all.iter().sum::<f64>() / n;
+        let squares: f64 = all.iter().map(|x| (x - mean) * (x - mean)).sum();
+        (!all.is_empty()).then(|| (mean, (all.len() > 1).then(|| (squares / (n - 1.0)).sqrt())))
     }
 
     /// Mean training time over the seeds, in seconds.
@@ -251,7 +275,9 @@ pub(crate) mod tests {
         let mut study = Study::new(Kind::Ablation, "model = \"crad-s\"\n".into(), classes, [216, 60]);
         study.grow(&[3, 1], vec![row("global", "global only", false), row("jitter", "+ jitter", true)]).unwrap();
         for (name, seed, auroc) in [("global", 1, 0.5), ("global", 3, 0.75), ("jitter", 3, 1.0)] {
-            study.record(name, Run { seed, seconds: 10.0 * seed as f64, metrics: metrics(auroc) });
+            // Half of what it is worth, in one class.
+            let survival = [("brick".to_owned(), auroc / 2.0)].into();
+            study.record(name, Run { seed, seconds: 10.0 * seed as f64, metrics: metrics(auroc), survival });
         }
         study
     }
@@ -289,6 +315,11 @@ pub(crate) mod tests {
         assert_eq!((spread.mean.mean.image_auroc, spread.runs), (Some(0.625), 2));
         assert_eq!((study.rows[0].seconds(), study.rows[1].seconds()), (Some(20.0), Some(30.0)));
         assert_eq!(row("a", "a", true).spread().unwrap(), None);
+        // 0.25 and 0.375.
+        let deviation = 2.0_f64.sqrt() / 16.0;
+        assert_eq!(study.rows[0].survival(None), Some((0.3125, Some(deviation))));
+        assert_eq!(study.rows[1].survival(Some("brick")), Some((0.5, None)));
+        assert_eq!((study.rows[0].survival(Some("<wood>")), row("a", "a", true).survival(None)), (None, None));
         assert_eq!(study.warnings().len(), 1);
         let summary = study.summary(Path::new("out")).unwrap();
         assert_eq!(summary["rows"][0]["spread"]["mean"]["mean"]["image_auroc"], 0.625);

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use program::{GRAD, Outcome, new_folder, run};
+use program::{GRAD, Outcome, go, new_folder, run};
 use serde_json::Value;
 
 const TINY: [&str; 14] = [
@@ -135,6 +135,22 @@ fn a_study_that_was_killed_goes_on_to_the_same_figures() {
     assert_eq!(figures(home, "cut"), figures(home, "whole"));
 }
 
+/// A limit on the size of files refuses a write half-way through, as a full disk does.
+#[cfg(unix)]
+#[test]
+fn a_study_on_a_full_disk_goes_on_later() {
+    let home = new_folder();
+    let home = home.path();
+    let args = [&["study", "settings"], &TINY[..], &["1", "--vary", "jitter=off", "--out", "s"]].concat();
+    let script = format!("trap '' XFSZ; ulimit -f 100; exec '{GRAD}' {}", args.join(" "));
+    let mut full = assert_cmd::Command::new("sh");
+    full.current_dir(home).env("GRAD_DEVICE", "cpu").args(["-c", &script]);
+    go(full).expect(2, &["cannot write s/configured/seed-1/checkpoint.safetensors"]);
+    run(home, &args).expect(0, &["2 of 2"]);
+    run(home, &[&args[..args.len() - 1], &["whole"]].concat()).expect(0, &[]);
+    assert_eq!(figures(home, "s"), figures(home, "whole"));
+}
+
 #[test]
 fn settings_and_separate_models() {
     let home = new_folder();
@@ -175,6 +191,9 @@ fn memories_are_compared_in_one_branch() {
     assert_eq!(table["rows"][2]["changes"]["memory"], "\"vq\"");
     let figures: Vec<&Value> = (0..12).map(|i| &table["rows"][i]["spread"]["mean"]["mean"]["image_auroc"]).collect();
     assert!(figures.iter().all(|figure| figure.is_number()), "{table}");
+    assert!((0..12).all(|i| table["rows"][i]["survival"]["mean"].is_number()), "{table}");
+    run(home, &["report", "s"]).expect(0, &[]);
+    assert!(fs::read_to_string(home.join("s/report.html")).unwrap().contains("survival of defects, %"));
 }
 
 #[test]

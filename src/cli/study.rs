@@ -7,7 +7,9 @@
 
 mod fit;
 mod plan;
+mod survival;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::train::inputs::Inputs;
@@ -224,16 +226,19 @@ impl<'a> Work<'a> {
             return fit::measured(self.ui, &row.config, &self.inputs, method, seed, &go_on);
         }
         let at = At { ui: self.ui, device: self.device, inputs: &self.inputs, go_on };
-        let (mut all, mut seconds): (Vec<Metrics>, f64) = (vec![], 0.0);
+        let (mut all, mut seconds, mut survival): (Vec<Metrics>, f64, _) = (vec![], 0.0, BTreeMap::new());
         for member in self.members(row, seed) {
             if interrupt::requested() {
                 return Err(Error::Interrupted(format!("all finished runs are kept\n  go on with: {}", at.go_on)));
             }
             all.extend(member.measured(&at)?);
             seconds += RunFolder::seconds(&member.folder)?;
+            if self.study.kind == Kind::Memory {
+                survival.extend(survival::measured(self.ui, self.device, &member.inputs(&self.inputs), &member.folder)?);
+            }
         }
         let metrics = Metrics::joined(all).expect("there are test pictures, or the study had not begun");
-        Ok(study::Run { seed, seconds, metrics })
+        Ok(study::Run { seed, seconds, metrics, survival })
     }
 
     fn members(&self, row: &Planned, seed: u64) -> Vec<Member> {

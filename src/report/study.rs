@@ -4,12 +4,13 @@ use super::chart::{Axis, Frame, mark};
 use super::html::{count, esc, name, percent, put, shorten};
 use super::page::{closing, opening};
 use crate::error::Result;
-use crate::metrics::{ClassMetrics, ClassSpread, Spread};
-use crate::study::{COLUMNS, Row, Study};
+use crate::metrics::{ClassSpread, Spread};
+use crate::study::{COLUMNS, Row, Run, Study};
 
 /// Width of a chart, and room for the names of rows on its left.
 const WIDTH: f64 = 560.0;
 const NAMES: f64 = 170.0;
+const SURVIVES: &str = "share of a defect that is still there in the reconstruction: 0 is removed, 100 is copied";
 /// Height of a row, and of what is above and below all of them.
 const LINE: f64 = 24.0;
 const ROOM: [f64; 2] = [30.0, 42.0];
@@ -47,18 +48,32 @@ fn summary(out: &mut String, study: &Study, rows: &[(&Row, Option<Spread>)]) {
         out.push_str("</ul></aside>\n");
     }
     open_table(out, "rows of the study", "row");
+    let survival = study.rows.iter().any(|row| row.survival(None).is_some());
+    if survival {
+        put!(out, "<th scope=\"col\" data-sort=\"number\" title=\"{SURVIVES}\">survives</th>");
+    }
     out.push_str("<th scope=\"col\" data-sort=\"number\" title=\"of the training steps of a run\">seconds</th>");
     out.push_str("<th scope=\"col\" data-sort=\"number\">runs</th></tr></thead><tbody>\n");
     for (row, spread) in rows {
         put!(out, "<tr><th scope=\"row\">{}</th>", name(&row.about, 40));
         cells(out, spread.as_ref().map(|spread| &spread.mean));
+        if survival {
+            let (mean, std) = row.survival(None).unzip();
+            cell(out, mean, std.flatten());
+        }
         let seconds = row.seconds().map_or("–".into(), |seconds| format!("{seconds:.1}"));
         put!(out, "<td>{seconds}</td><td>{}</td></tr>\n", row.runs.len());
     }
     out.push_str("</tbody></table></div>\n<p class=\"note\">Per cent. Each run's figure is the mean over its classes; ");
     out.push_str("here are mean and sample standard deviation over the seeds.</p>\n<div class=\"charts\">\n");
     for (title, figure) in COLUMNS {
-        chart(out, title, rows, figure);
+        chart(out, title, rows, &|run| figure(&run.metrics.mean));
+    }
+    if survival {
+        chart(out, "survival of defects", rows, &|run| {
+            let of_classes = run.survival.values();
+            (of_classes.len() > 0).then(|| of_classes.sum::<f64>() / run.survival.len() as f64)
+        });
     }
     out.push_str("</div>\n</section>\n");
 }
@@ -74,26 +89,22 @@ fn open_table(out: &mut String, label: &str, first: &str) {
 
 fn cells(out: &mut String, of: Option<&ClassSpread>) {
     for (_, figure) in COLUMNS {
-        match of.map(|of| (figure(&of.mean), figure(&of.std))) {
-            Some((Some(mean), Some(std))) => {
-                put!(out, "<td>{}<small>± {}</small></td>", percent(mean), percent(std));
-            }
-            Some((Some(mean), None)) => put!(out, "<td>{}</td>", percent(mean)),
-            _ => out.push_str("<td>–</td>"),
-        }
+        cell(out, of.and_then(|of| figure(&of.mean)), of.and_then(|of| figure(&of.std)));
+    }
+}
+
+fn cell(out: &mut String, mean: Option<f64>, std: Option<f64>) {
+    match (mean, std) {
+        (Some(mean), Some(std)) => put!(out, "<td>{}<small>± {}</small></td>", percent(mean), percent(std)),
+        (Some(mean), None) => put!(out, "<td>{}</td>", percent(mean)),
+        _ => out.push_str("<td>–</td>"),
     }
 }
 
 /// A line for each row: a mark for each run, a stroke at their mean.
-fn chart(
-    out: &mut String,
-    title: &str,
-    rows: &[(&Row, Option<Spread>)],
-    figure: fn(&ClassMetrics) -> Option<f64>,
-) {
+fn chart(out: &mut String, title: &str, rows: &[(&Row, Option<Spread>)], figure: &dyn Fn(&Run) -> Option<f64>) {
     let values = |row: &Row| -> Vec<(u64, f64)> {
-        let value = |run: &crate::study::Run| Some((run.seed, 100.0 * figure(&run.metrics.mean)?));
-        row.runs.iter().filter_map(value).collect()
+        row.runs.iter().filter_map(|run| Some((run.seed, 100.0 * figure(run)?))).collect()
     };
     let all: Vec<f64> = rows.iter().flat_map(|(row, _)| values(row)).map(|(_, value)| value).collect();
     if all.is_empty() {
@@ -110,14 +121,14 @@ fn chart(
     out.push_str("<figure>");
     frame.open(out, &format!("{title} of every run, a line for each of {} rows.", rows.len()));
     frame.axes(out, &format!("{title}, %"), "");
-    for (i, (row, spread)) in rows.iter().enumerate() {
-        let y = frame.y.at(place(i));
-        if let Some(mean) = spread.as_ref().and_then(|spread| figure(&spread.mean.mean)) {
-            let x = frame.x.at(100.0 * mean);
+    for (i, (row, _)) in rows.iter().enumerate() {
+        let (y, of_row) = (frame.y.at(place(i)), values(row));
+        if !of_row.is_empty() {
+            let x = frame.x.at(of_row.iter().map(|(_, value)| value).sum::<f64>() / of_row.len() as f64);
             let [top, bottom] = [y - 8.0, y + 8.0];
             put!(out, "<line class=\"threshold\" x1=\"{x:.1}\" y1=\"{top:.1}\" x2=\"{x:.1}\" y2=\"{bottom:.1}\"/>\n");
         }
-        for (seed, value) in values(row) {
+        for (seed, value) in of_row {
             let tip = format!("{}, seed {seed}: {value:.2}", row.about);
             mark(out, [frame.x.at(value), y], false, "class=\"good\"", &tip);
         }
@@ -173,7 +184,7 @@ mod tests {
         assert!(page.contains("&lt;wood&gt;") && !page.contains("<wood>"));
         assert!(page.contains("62.50<small>± 17.68</small>"), "{page}");
         assert!(page.contains("1\u{a0}run missing") && page.contains("no defective picture has a mask"));
-        assert_eq!(page.matches("<svg").count(), 3);
+        assert_eq!(page.matches("<svg").count(), 4);
         assert_eq!(page.matches("global only, seed 3: 75.00").count(), 1);
         assert!(!page.contains("NaN") && page.contains("local = false"));
     }

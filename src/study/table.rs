@@ -1,6 +1,6 @@
 //! A study as text for a terminal: a line per row, mean ± deviation in per cent.
 
-use super::Study;
+use super::{Row, Study};
 use crate::error::Result;
 use crate::metrics::table::{Lines, percent};
 use crate::metrics::{ClassMetrics, ClassSpread};
@@ -37,6 +37,9 @@ impl Study {
             }
         }
         lines.line(&rule);
+        if self.rows.iter().any(|row| row.survival(None).is_some()) {
+            self.survival(&mut lines, name, per_class);
+        }
         let seeds = self.seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
         lines.words(&match self.seeds.len() {
             1 => format!("one run a row, seed {seeds}; each figure is a mean over {} classes", self.classes.len()),
@@ -52,14 +55,39 @@ impl Study {
         self.warnings().iter().for_each(|warning| lines.words(&format!("warning: {warning}")));
         Ok(lines.text())
     }
+
+    /// Its second part: what reconstructions copy.
+    fn survival(&self, lines: &mut Lines, name: usize, per_class: bool) {
+        let share = |row: &Row, class: Option<&str>| match row.survival(class) {
+            Some((mean, std)) => cell(Some(mean), std),
+            None => "-".into(),
+        };
+        lines.line(format!("{:name$}{:>16}", "%", "survives"));
+        let rule = "-".repeat(name + 16);
+        lines.line(&rule);
+        for row in &self.rows {
+            lines.line(format!("{:name$}{:>16}", row.about, share(row, None)));
+            for class in self.classes.iter().filter(|_| per_class) {
+                lines.line(format!("  {class:0$}{1:>16}", name - 2, share(row, Some(class))));
+            }
+        }
+        lines.line(&rule);
+        lines.words(
+            "survives: share of a defect that is still there in the reconstruction, 0 if it is removed and 100 if it is \
+             copied; mean over classes",
+        );
+    }
 }
 
 fn cells(of: &ClassSpread) -> String {
-    let cell = |(_, figure): &Column| match (figure(&of.mean), figure(&of.std)) {
-        (mean, Some(std)) => format!("{} ± {:>5}", percent(mean), percent(Some(std))),
-        (mean, None) => percent(mean),
-    };
-    COLUMNS.iter().map(|column| format!("{:>16}", cell(column))).collect()
+    COLUMNS.iter().map(|(_, figure)| format!("{:>16}", cell(figure(&of.mean), figure(&of.std)))).collect()
+}
+
+fn cell(mean: Option<f64>, std: Option<f64>) -> String {
+    match std {
+        Some(std) => format!("{} ± {:>5}", percent(mean), percent(Some(std))),
+        None => percent(mean),
+    }
 }
 
 #[cfg(test)]
@@ -80,6 +108,7 @@ global only     62.50 ± 17.68   50.00 ±  0.00   50.00 ±  0.00      20.0
   brick                100.00           50.00           50.00
 ";
         assert!(table.starts_with(&expected[1..]), "{table}");
+        assert!(table.contains("\nglobal only     31.25 ±  8.84\n  brick         31.25 ±  8.84\n"), "{table}");
         assert!(table.contains("2 runs a row, seeds 3, 1: mean ±"), "{table}");
         assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
         assert!(!example().table(false).unwrap().contains("brick"));

@@ -1,6 +1,8 @@
 //! A run of a baseline: fitted to the cached features of good pictures, one model for all classes or one for each, and
 //! measured as trained models are. It is never stored: fitting again takes less time than it would to read most of them.
 
+use std::collections::BTreeMap;
+
 use super::super::interrupt;
 use super::super::train::inputs::Inputs;
 use super::super::ui::Ui;
@@ -52,5 +54,6 @@ pub fn measured(ui: &Ui, config: &Config, inputs: &Inputs, method: Method, seed:
         all.push(evaluate(&scoring, dataset, &test.items(), &test, &|n| bar.advance(n))?);
     }
     let metrics = Metrics::joined(all).expect("there is at least one class");
-    Ok(Run { seed, seconds, metrics })
+    // A baseline reconstructs nothing.
+    Ok(Run { seed, seconds, metrics, survival: BTreeMap::new() })
 }

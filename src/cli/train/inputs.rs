@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::features::Features;
 
 /// Pictures, some of them held out, with their features.
+#[derive(Clone)]
 pub struct Inputs {
     pub pictures: Pictures,
     pub backbone: Arc<Backbone>,

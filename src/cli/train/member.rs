@@ -1,5 +1,6 @@
 //! The runs that a configuration with `separate` or `seeds` stands for: each is an ordinary run in a folder of its own.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -88,10 +89,17 @@ impl Member {
                 (RunFolder::create(Some(&self.folder), self.config.model.name())?, false)
             }
         };
-        let alone = self.class.as_ref().map(|class| at.inputs.of_class(class));
-        let (inputs, config) = (alone.as_ref().unwrap_or(at.inputs), &self.config);
+        let (inputs, config) = (&*self.inputs(at.inputs), &self.config);
         let (go_on, started) = (at.go_on.clone(), Instant::now());
         Ok(Job { ui, config, device, inputs, run, resumed, start: None, go_on, started }.train()?.metrics)
+    }
+
+    /// What it sees of all there is.
+    pub fn inputs<'a>(&self, all: &'a Inputs) -> Cow<'a, Inputs> {
+        match &self.class {
+            None => Cow::Borrowed(all),
+            Some(class) => Cow::Owned(all.of_class(class)),
+        }
     }
 
     /// The figures of a finished run.

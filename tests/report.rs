@@ -70,7 +70,8 @@ fn a_browser_finds_no_fault() {
     let vary = ["--seeds", "1,2", "--vary", "jitter=off", "--out", "study"];
     run(home, &[&study[..], &vary].concat()).expect(0, &[]);
     run(home, &["report", "study"]).expect(0, &[]);
-    let parts = ["no jitter", "bolt", "aria-label=\"pixel AUROC of every run", "as configured, seed 2", "jitter = false"];
+    let parts =
+        ["no jitter", "bolt", "aria-label=\"pixel AUROC of every run", "as configured, seed 2", "jitter = false"];
     faultless(&browser, &home.join("study/report.html"), &parts);
 
     // The test itself must be able to fail: a page that breaks is noticed.

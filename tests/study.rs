@@ -93,45 +93,32 @@ fn the_ablation_is_trained_measured_and_shown() {
     }
 }
 
+#[cfg(unix)]
 #[test]
-fn a_study_that_was_killed_goes_on_to_the_same_figures() {
+fn a_study_that_was_stopped_goes_on_to_the_same_figures() {
     let home = new_folder();
     let home = home.path();
-    let vary = ["--vary", "batch=2/2,4/2", "--vary", "jitter=off", "--epochs", "12", "--out"];
-    let args: Vec<&str> = TINY.into_iter().filter(|arg| !["--epochs", "1", "--json"].contains(arg)).collect();
-    run(home, &[&["study", "settings"], &args[..], &["1,2"], &vary[..], &["whole"]].concat()).expect(0, &[]);
-
-    let all = [&["study", "settings"], &args[..], &["1,2"], &vary[..], &["cut"]].concat();
-    let mut killed = 0;
-    // Killed again and again, each time a little later.
-    for patience in 1.. {
-        let mut child = Command::new(GRAD)
-            .args(&all)
-            .current_dir(home)
-            .env("GRAD_DEVICE", "cpu")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let began = Instant::now();
-        let ended = loop {
-            if let Some(status) = child.try_wait().unwrap() {
-                break status.success();
-            }
-            if killed < 4 && began.elapsed() > Duration::from_millis(120 * patience) {
-                child.kill().unwrap();
-                child.wait().unwrap();
-                killed += 1;
-                break false;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        };
-        if ended {
-            break;
+    let plain: Vec<&str> = TINY.into_iter().filter(|arg| !["--epochs", "1", "--json"].contains(arg)).collect();
+    let vary = ["1,2", "--vary", "batch=2/2,4/2", "--vary", "jitter=off", "--epochs", "20", "--out"];
+    let args = |out| [&["study", "settings"], &plain[..], &vary, &[out]].concat();
+    run(home, &args("whole")).expect(0, &[]);
+    // In the middle of the first run, then after the second.
+    for (signal, code, file, line) in [
+        ("-KILL", None, "cut/configured/seed-1/train.jsonl", "\"epoch\":"),
+        ("-INT", Some(130), "cut/study.json", "\"seed\": 1"),
+    ] {
+        let mut child = Command::new(GRAD);
+        child.current_dir(home).args(args("cut")).env("GRAD_DEVICE", "cpu");
+        let mut child = child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let started = Instant::now();
+        while fs::read_to_string(home.join(file)).map_or(0, |text| text.matches(line).count()) < 2 {
+            assert!(started.elapsed() < Duration::from_secs(120), "{file} does not grow");
+            std::thread::sleep(Duration::from_millis(2));
         }
-        assert!(patience < 20, "it never ends");
+        assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+        assert_eq!(child.wait().unwrap().code(), code, "it was faster than the signal");
     }
-    assert!(killed > 0);
+    run(home, &args("cut")).expect(0, &["2 of 8: batch 2, groups of 2, seed 1, measured already"]);
     assert_eq!(figures(home, "cut"), figures(home, "whole"));
 }
 
@@ -161,7 +148,8 @@ fn settings_and_separate_models() {
     assert!(home.join("s/separate-on/cloth/seed-1/model.safetensors").is_file());
     assert_eq!(table["rows"][2]["changes"]["expansion"], "2.0");
     // More axes are added to what is there.
-    let more = study(home, "settings", "1", &["--vary", "blocks=1", "--out", "s"]).expect(0, &["configured, seed 1, mea"]);
+    let more =
+        study(home, "settings", "1", &["--vary", "blocks=1", "--out", "s"]).expect(0, &["configured, seed 1, mea"]);
     assert_eq!(rows(&more.json()), ["configured", "separate-on", "expansion-2", "blocks-1"]);
     let separate = &more.json()["rows"][1]["spread"];
     assert_eq!(separate, &table["rows"][1]["spread"]);

@@ -194,6 +194,7 @@ impl<'a> Work<'a> {
     /// Trains and measures what is not there yet: every row from the first seed, then from the next, so that rows can
     /// be compared whenever it is stopped.
     fn measure(&mut self, seeds: &[u64], rows: &[Planned]) -> Result<()> {
+        rows.iter().try_for_each(|row| row.config.check())?;
         let added = rows.iter().map(|row| study::Row {
             name: row.name.clone(),
             about: row.about.clone(),
@@ -204,7 +205,8 @@ impl<'a> Work<'a> {
         self.study.write(self.folder.path())?;
         self.folder.start(&self.config.to_toml())?;
         let seeds = self.study.seeds.clone();
-        let all: Vec<(u64, &Planned)> = seeds.iter().flat_map(|&seed| rows.iter().map(move |row| (seed, row))).collect();
+        let all: Vec<(u64, &Planned)> =
+            seeds.iter().flat_map(|&seed| rows.iter().map(move |row| (seed, row))).collect();
         for (i, (seed, row)) in all.iter().enumerate() {
             let done = self.study.has(&row.name, *seed);
             let note = if done { ", measured already" } else { "" };
@@ -234,7 +236,12 @@ impl<'a> Work<'a> {
             all.extend(member.measured(&at)?);
             seconds += RunFolder::seconds(&member.folder)?;
             if self.study.kind == Kind::Memory {
-                survival.extend(survival::measured(self.ui, self.device, &member.inputs(&self.inputs), &member.folder)?);
+                survival.extend(survival::measured(
+                    self.ui,
+                    self.device,
+                    &member.inputs(&self.inputs),
+                    &member.folder,
+                )?);
             }
         }
         let metrics = Metrics::joined(all).expect("there are test pictures, or the study had not begun");

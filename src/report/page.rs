@@ -37,8 +37,13 @@ impl Report {
 
 fn head(out: &mut String, report: &Report) {
     let grids = report.local.is_some() || report.global.is_some();
-    let sections =
-        [("summary", true), ("classes", true), ("grids", grids), ("training", !report.epochs.is_empty()), ("facts", true)];
+    let sections = [
+        ("summary", true),
+        ("classes", true),
+        ("grids", grids),
+        ("training", !report.epochs.is_empty()),
+        ("facts", true),
+    ];
     let sections: Vec<&str> = sections.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect();
     opening(out, &report.title, "GRAD report", &sections);
 }

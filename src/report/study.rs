@@ -64,7 +64,9 @@ fn summary(out: &mut String, study: &Study, rows: &[(&Row, Option<Spread>)]) {
         let seconds = row.seconds().map_or("–".into(), |seconds| format!("{seconds:.1}"));
         put!(out, "<td>{seconds}</td><td>{}</td></tr>\n", row.runs.len());
     }
-    out.push_str("</tbody></table></div>\n<p class=\"note\">Per cent. Each run's figure is the mean over its classes; ");
+    out.push_str(
+        "</tbody></table></div>\n<p class=\"note\">Per cent. Each run's figure is the mean over its classes; ",
+    );
     out.push_str("here are mean and sample standard deviation over the seeds.</p>\n<div class=\"charts\">\n");
     for (title, figure) in COLUMNS {
         chart(out, title, rows, &|run| figure(&run.metrics.mean));

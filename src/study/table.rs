@@ -9,11 +9,8 @@ use crate::metrics::{ClassMetrics, ClassSpread};
 type Column = (&'static str, fn(&ClassMetrics) -> Option<f64>);
 
 /// What the paper reports, and the overlap of regions.
-pub(crate) const COLUMNS: [Column; 3] = [
-    ("image AUROC", |c| c.image_auroc),
-    ("pixel AUROC", |c| c.pixel_auroc),
-    ("AUPRO", |c| c.pixel_aupro),
-];
+pub(crate) const COLUMNS: [Column; 3] =
+    [("image AUROC", |c| c.image_auroc), ("pixel AUROC", |c| c.pixel_auroc), ("AUPRO", |c| c.pixel_aupro)];
 
 impl Study {
     /// The table, with the classes of every row below it where asked for.

@@ -21,7 +21,8 @@ use crate::study::Run;
 /// What the method and the pictures refuse; [`Error::Interrupted`] when the user asks to stop.
 pub fn measured(ui: &Ui, config: &Config, inputs: &Inputs, method: Method, seed: u64, go_on: &str) -> Result<Run> {
     let classes = &inputs.pictures.dataset.classes;
-    let parts: Vec<Inputs> = if config.separate { classes.iter().map(|c| inputs.of_class(c)).collect() } else { vec![] };
+    let parts: Vec<Inputs> =
+        if config.separate { classes.iter().map(|c| inputs.of_class(c)).collect() } else { vec![] };
     let parts: Vec<&Inputs> = if config.separate { parts.iter().collect() } else { vec![inputs] };
     let (mut all, mut seconds): (Vec<Metrics>, f64) = (vec![], 0.0);
     for part in parts {

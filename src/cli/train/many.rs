@@ -51,4 +51,3 @@ pub fn train(ui: &Ui, config: &Config, device: &Device, mut whole: RunFolder) ->
     };
     ui.result(&value, table)
 }
-

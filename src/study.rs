@@ -178,15 +178,22 @@ impl Study {
         }
     }
 
-    /// What the figures themselves warn of, each once.
-    pub fn warnings(&self) -> Vec<&str> {
-        let mut all: Vec<&str> = vec![];
+    /// What the figures themselves warn of: the first of those that differ in their numbers alone, and how many more
+    /// runs say so.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut all: Vec<(String, &str, usize)> = vec![];
         for warning in self.rows.iter().flat_map(|row| &row.runs).flat_map(|run| &run.metrics.warnings) {
-            if !all.contains(&warning.as_str()) {
-                all.push(warning);
+            let words = warning.replace(|c: char| c.is_ascii_digit() || c == '.', "");
+            match all.iter_mut().find(|(known, ..)| *known == words) {
+                Some((.., more)) => *more += 1,
+                None => all.push((words, warning, 0)),
             }
         }
-        all
+        let text = |(_, first, more): (String, &str, usize)| match more {
+            0 => first.to_owned(),
+            n => format!("{first} (so in {n} more runs)"),
+        };
+        all.into_iter().map(text).collect()
     }
 
     /// The table for machines: the spread of every row.
@@ -320,7 +327,8 @@ pub(crate) mod tests {
         assert_eq!(study.rows[0].survival(None), Some((0.3125, Some(deviation))));
         assert_eq!(study.rows[1].survival(Some("brick")), Some((0.5, None)));
         assert_eq!((study.rows[0].survival(Some("<wood>")), row("a", "a", true).survival(None)), (None, None));
-        assert_eq!(study.warnings().len(), 1);
+        let warning = "<wood>: pixel AUROC is undefined: no defective picture has a mask (so in 2 more runs)";
+        assert_eq!(study.warnings(), [warning]);
         let summary = study.summary(Path::new("out")).unwrap();
         assert_eq!(summary["rows"][0]["spread"]["mean"]["mean"]["image_auroc"], 0.625);
     }

@@ -5,6 +5,7 @@
 //! `GRAD_DATA` is read here: it is a list of paths as `PATH` is one.
 //! A key that is none of them is an error that names the file, the line and the nearest key.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -200,6 +201,9 @@ pub struct RecipeArgs {
     #[arg(long, env = "GRAD_JITTER", value_name = "on|off", value_parser = value::switch, help_heading = "Model parts")]
     #[serde(deserialize_with = "switch")]
     pub jitter: Option<bool>,
+    /// Its standard deviation; the grid is 2 wide [default: 0.05]
+    #[arg(long, env = "GRAD_JITTER_STD", value_name = "X", help_heading = "Model parts")]
+    pub jitter_std: Option<f64>,
     /// Local branch [default: on]
     #[arg(long, env = "GRAD_LOCAL", value_name = "on|off", value_parser = value::switch, help_heading = "Model parts")]
     #[serde(deserialize_with = "switch")]
@@ -224,6 +228,9 @@ pub struct RecipeArgs {
     /// Fusion blocks [default: 11; grad 7]
     #[arg(long, env = "GRAD_BLOCKS", value_name = "N", help_heading = "Model parts")]
     pub blocks: Option<usize>,
+    /// Channels inside a bottleneck, times the features' [default: 1; crad 4]
+    #[arg(long, env = "GRAD_EXPANSION", value_name = "X", help_heading = "Model parts")]
+    pub expansion: Option<f64>,
 }
 
 fn model_parser() -> impl TypedValueParser<Value = ModelKind> {
@@ -325,6 +332,8 @@ pub struct Config {
     pub global_entries: Option<usize>,
     /// Whether local coordinates are jittered.
     pub jitter: bool,
+    /// Standard deviation of the jitter, in coordinates.
+    pub jitter_std: f64,
     /// Whether the local branch exists.
     pub local: bool,
     /// Whether the global branch exists.
@@ -339,6 +348,8 @@ pub struct Config {
     pub global_resolution: usize,
     /// Fusion blocks.
     pub blocks: usize,
+    /// Channels inside a bottleneck, times those of the features; not used by `grad`.
+    pub expansion: f64,
     /// Threads; `None` for one per core. No result depends on it.
     pub threads: Option<usize>,
     /// What computes.
@@ -358,6 +369,14 @@ impl Config {
     /// # Errors
     /// [`Error::Config`] naming the setting that cannot be used; [`Error::Io`] when the file cannot be read.
     pub fn settle(flags: Settings) -> Result<Config> {
+        Self::settle_for(flags, TrainConfig::demo)
+    }
+
+    /// As [`Self::settle`], with `demo` for what is left open about training on the demo set.
+    ///
+    /// # Errors
+    /// As [`Self::settle`].
+    pub fn settle_for(flags: Settings, demo: fn(ModelKind) -> TrainConfig) -> Result<Config> {
         let file = flags.machine.config.as_deref().map(file::read).transpose()?.unwrap_or_default();
         macro_rules! pick {
             ($group:ident.$key:ident) => {
@@ -368,7 +387,7 @@ impl Config {
         let kind = model.unwrap_or(ModelKind::CradS);
         let backbone = pick!(extractor.backbone).unwrap_or(BackboneKind::Lite0);
         let data = flags.source.data.or_else(value::data_of_environment).or(file.source.data).unwrap_or_default();
-        let train = if data.is_empty() { TrainConfig::demo(kind) } else { TrainConfig::published(kind) };
+        let train = if data.is_empty() { demo(kind) } else { TrainConfig::published(kind) };
         // Only its numbers count here: the shape of the features and the gate's constant are found later.
         let head = HeadConfig::published(kind, [1, 1, 1], B4_MSE_COEF);
         let memory = pick!(recipe.memory).unwrap_or(head.memory);
@@ -403,6 +422,7 @@ impl Config {
             local_entries: entries(pick!(recipe.local_entries), local_resolution),
             global_entries: entries(pick!(recipe.global_entries), global_resolution),
             jitter: pick!(recipe.jitter).unwrap_or(train.jitter && memory.has_coordinates()),
+            jitter_std: pick!(recipe.jitter_std).unwrap_or(train.jitter_std),
             local: pick!(recipe.local).unwrap_or(head.local),
             global: pick!(recipe.global).unwrap_or(head.global),
             refine: pick!(recipe.refine).unwrap_or(head.refine),
@@ -413,6 +433,8 @@ impl Config {
             local_resolution,
             global_resolution,
             blocks: pick!(recipe.blocks).unwrap_or(head.blocks),
+            // Of features of one channel: a factor.
+            expansion: pick!(recipe.expansion).unwrap_or(head.expansion as f64),
             threads: pick!(machine.threads),
             device: pick!(machine.device).unwrap_or(DeviceChoice::Auto),
             precision: pick!(machine.precision),
@@ -423,7 +445,11 @@ impl Config {
         Ok(config)
     }
 
-    fn check(&self) -> Result<()> {
+    /// Checks that it can be trained.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the setting that cannot be used.
+    pub fn check(&self) -> Result<()> {
         let whole = [
             ("image_size", self.image_size, 64, 2048),
             ("threads", self.threads.unwrap_or(1), 1, 1024),
@@ -447,6 +473,10 @@ impl Config {
         }
         if let Some(seed) = self.seeds.iter().enumerate().find(|(i, s)| self.seeds[..*i].contains(s)).map(|(_, s)| s) {
             return Err(Error::config(format!("seeds names {seed} twice"), "name each seed once"));
+        }
+        if self.model != ModelKind::Grad && !(1e-3..=64.0).contains(&self.expansion) {
+            let what = format!("expansion is {}", self.expansion);
+            return Err(Error::config(what, "use a number from 0.001 to 64"));
         }
         if !(0.0..1.0).contains(&self.hold_out) {
             let help = "use a number from 0, for none, to below 1, for example 0.1";
@@ -496,6 +526,7 @@ impl Config {
             decay: self.decay,
             clip: self.clip,
             jitter: self.jitter,
+            jitter_std: self.jitter_std,
             seed: self.seed,
             precision: self.precision.unwrap_or_default(),
             ..TrainConfig::published(self.model)
@@ -504,8 +535,13 @@ impl Config {
 
     /// The head for features `[height, width, channels]` with the gate constant `mse_coef`.
     pub fn head(&self, features: [usize; 3], mse_coef: f64) -> HeadConfig {
+        let expansion = match self.model {
+            ModelKind::Grad => 0,
+            _ => ((self.expansion * features[2] as f64).round() as usize).max(1),
+        };
         HeadConfig {
             blocks: self.blocks,
+            expansion,
             local_resolution: self.local_resolution,
             global_resolution: self.global_resolution,
             memory: self.memory,
@@ -526,9 +562,33 @@ impl Config {
 
     /// The keys whose values differ between two configurations.
     pub fn differences(&self, other: &Config) -> Vec<String> {
-        let table = |config: &Config| toml::Table::try_from(config).expect("settings are plain data");
-        let (a, b) = (table(self), table(other));
-        let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
-        keys.into_iter().filter(|key| a.get(*key) != b.get(*key)).cloned().collect()
+        differences(&self.table(), &other.table())
     }
+
+    /// The keys whose values differ from those in the text of a `config.toml`, which this program wrote.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when it is no TOML.
+    pub fn differences_from(&self, text: &str) -> Result<Vec<String>> {
+        let other = text.parse().map_err(|e: toml::de::Error| {
+            Error::config(format!("the stored settings are damaged: {}", e.message()), "choose another folder")
+        })?;
+        Ok(differences(&self.table(), &other))
+    }
+
+    /// What another configuration has different, by key; empty where it has nothing.
+    pub fn changes(&self, other: &Config) -> BTreeMap<String, String> {
+        let table = other.table();
+        let text = |key: &String| table.get(key).map_or(String::new(), |value| value.to_string());
+        self.differences(other).into_iter().map(|key| (key.clone(), text(&key))).collect()
+    }
+
+    fn table(&self) -> toml::Table {
+        toml::Table::try_from(self).expect("settings are plain data")
+    }
+}
+
+fn differences(a: &toml::Table, b: &toml::Table) -> Vec<String> {
+    let keys: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+    keys.into_iter().filter(|key| a.get(*key) != b.get(*key)).cloned().collect()
 }

@@ -54,6 +54,28 @@ pub fn coordinates(detector: &Detector, features: &[&[f32]]) -> Result<Vec<Coord
     }
 }
 
+/// What the head makes of features, each `[H, W, C]`, before the gate mixes the features themselves in again.
+///
+/// # Errors
+/// As [`coordinates`].
+pub fn reconstructions(detector: &Detector, features: &[&[f32]]) -> Result<Vec<Vec<f32>>> {
+    let of = |x: &&[f32]| {
+        let seen: RefCell<Option<Tensor>> = RefCell::default();
+        let observer = |name: &str, value: &Tensor| {
+            if name == "reconstruction" {
+                *seen.borrow_mut() = Some(value.clone());
+            }
+        };
+        let context = Context::eval(&detector.params).observed(&observer);
+        let refined = detector.head.forward(&context, &detector.placed(&[x])?, None)?;
+        Ok(seen.take().unwrap_or(refined).to_host()?.data().to_vec())
+    };
+    match detector.params.storage().gpu() {
+        None => features.par_iter().map(of).collect(),
+        Some(_) => features.iter().map(of).collect(),
+    }
+}
+
 /// What the global grid holds at a point, `[H, W, C]`; `None` where there is none.
 ///
 /// # Errors

@@ -12,6 +12,7 @@
 
 pub mod atomic;
 pub mod backbone;
+pub mod baseline;
 pub mod bench;
 pub mod buffer;
 pub mod calibrate;
@@ -44,7 +45,9 @@ pub mod rng;
 pub mod run_folder;
 pub mod score;
 pub mod shape;
+pub mod shortcut;
 pub mod storage;
+pub mod study;
 pub mod tape;
 pub mod tensor;
 pub mod torch_file;

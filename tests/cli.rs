@@ -155,6 +155,8 @@ fn help_fits_a_terminal() {
         &["demo", "-h"],
         &["features", "-h"],
         &["doctor", "-h"],
+        &["study", "-h"],
+        &["study", "settings", "-h"],
     ] {
         let help = run(home.path(), verb).expect(0, &["Usage: grad"]);
         let wide = help.stdout.lines().find(|line| line.chars().count() > 80);

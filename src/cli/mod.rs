@@ -16,6 +16,7 @@ mod predict;
 mod report;
 mod selftest;
 mod start;
+mod study;
 mod thresholds;
 mod train;
 mod ui;
@@ -56,6 +57,7 @@ enum Verb {
     Eval(eval::EvalArgs),
     Predict(predict::PredictArgs),
     Report(report::ReportArgs),
+    Study(study::StudyArgs),
     Selftest(selftest::SelftestArgs),
     Model(model::ModelVerbArgs),
     Data(data::DataArgs),
@@ -110,6 +112,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Eval(args) => eval::run(args),
         Verb::Predict(args) => predict::run(args),
         Verb::Report(args) => report::run(args),
+        Verb::Study(args) => study::run(args),
         Verb::Selftest(args) => selftest::run(args),
         Verb::Model(args) => model::run(args),
         Verb::Data(args) => data::run(args),

@@ -214,7 +214,7 @@ fn read(path: &Path) -> Result<String> {
 }
 
 /// Of a folder, `.` too.
-fn name_of(folder: &Path) -> String {
+pub fn name_of(folder: &Path) -> String {
     let full = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
     full.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }

@@ -306,5 +306,21 @@ fn png(pixels: &[u8], channels: usize) -> Vec<u8> {
     out
 }
 
+/// For tests of what needs to know the truth: a defective picture, the same without its defect, and its mask, as PNG files.
+#[cfg(test)]
+pub(crate) fn twins(seed: u64, class: usize, counts: DemoCounts) -> Result<Vec<[Vec<u8>; 3]>> {
+    let [_, surface] = Surface::halves(&MATERIALS[class])?;
+    let defects = Shot::all(counts).filter_map(|shot| match shot {
+        Shot::Defect(kind, number) => Some((shot, kind, number)),
+        _ => None,
+    });
+    let twins = defects.map(|(shot, kind, number)| {
+        let stage = Stage::new(shot, &surface, seed, class);
+        let (picture, mask) = stage.defective(kind, number, |purpose| shot.rng(seed, class, purpose));
+        [png(&picture, surface.channels), png(&stage.good(), surface.channels), png(&mask, 1)]
+    });
+    Ok(twins.collect())
+}
+
 #[cfg(test)]
 mod tests;

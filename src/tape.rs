@@ -98,7 +98,7 @@ impl Tape {
                 if node.tape != self.id {
                     return Err(Error::Shape { op: O::NAME, what: format!("input {i} was recorded on another tape") });
                 }
-                if !op.differentiable(i) {
+                if !op.differentiable(i) && !is_constant(&self.nodes.borrow(), node.index) {
                     return Err(Error::Shape {
                         op: O::NAME,
                         what: format!("no gradient flows into input {i}: pass a constant"),
@@ -214,6 +214,12 @@ impl Tape {
 /// A bug of the caller.
 fn foreign_leaf() -> Error {
     Error::Shape { op: "backward", what: "a leaf was not recorded on this tape".into() }
+}
+
+/// Whether a node follows from constants alone: only a tape that keeps everything records such.
+fn is_constant(nodes: &[Node], at: usize) -> bool {
+    let node = &nodes[at];
+    node.op.is_some() && node.inputs.iter().all(|(_, id, _)| id.is_none_or(|id| is_constant(nodes, id)))
 }
 
 /// What [`Tape::backward`] found.

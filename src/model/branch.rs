@@ -111,16 +111,15 @@ impl Branch {
                 cx.tape.apply(GridSample {}, &[cx.param(grid), &stage("coord", coord)])?
             }
             Memory::Vq(Entries { keys, values }) => {
-                let queries = constant(queries);
-                let entry = cx.tape.apply(NearestEntry {}, &[&queries, &constant(cx.param(keys))])?;
-                let entry = constant(&stage("entry", entry));
+                let entry = cx.tape.apply(NearestEntry {}, &[queries, &constant(cx.param(keys))])?;
+                let entry = stage("entry", entry);
                 let chosen = cx.tape.apply(EntryRead {}, &[cx.param(keys), &entry])?;
                 let read = if keys == values {
                     constant(&chosen)
                 } else {
                     cx.tape.apply(EntryRead {}, &[cx.param(values), &entry])?
                 };
-                codebook.push(CodebookTerm { chosen, queries });
+                codebook.push(CodebookTerm { chosen, queries: queries.clone() });
                 read
             }
             Memory::Attention(Entries { keys, values }) => {

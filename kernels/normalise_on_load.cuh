@@ -72,6 +72,9 @@ template <uint32_t COEFFICIENTS> struct Tabled {
     uint32_t rows, columns;
     TableRows rows_of;
 
+    // Where its row of the table lies, or the number of the row: with two coefficients it is worked out when it is needed,
+    // which saves the one register that the f32 flavour would have to spill on sm_80. With three the other way does.
+    static constexpr bool LATE = COEFFICIENTS == 2;
     struct Row {
         uint32_t offset, table;
         bool there;
@@ -84,20 +87,23 @@ template <uint32_t COEFFICIENTS> struct Tabled {
     };
     __device__ __forceinline__ Row row(uint32_t r) const {
         if (r >= rows) return {0, 0, false};
-        return {r * columns, rows_of.of(r) * COEFFICIENTS * columns, true};
+        return {r * columns, LATE ? r : first_of(r), true};
     }
     __device__ __forceinline__ Column column(uint32_t c) const { return {c < columns ? c : 0, c < columns}; }
     __device__ __forceinline__ Spot at(const Row& r, const Column& c) const {
         return {r.offset + c.offset, r.there && c.there};
     }
+    __device__ __forceinline__ uint32_t first_of(uint32_t row) const { return rows_of.of(row) * COEFFICIENTS * columns; }
+    __device__ __forceinline__ uint32_t table_at(const Row& r) const { return LATE ? first_of(r.table) : r.table; }
     __device__ __forceinline__ void hold(Held& held, const Row& r, const Column& c) const {
-        if (held.table == r.table) return;
-        held.table = r.table;
+        const uint32_t at = table_at(r);
+        if (held.table == at) return;
+        held.table = at;
 #pragma unroll
-        for (uint32_t i = 0; i < COEFFICIENTS; ++i) held.k[i] = load_coefficients(table + r.table + i * columns + c.offset);
+        for (uint32_t i = 0; i < COEFFICIENTS; ++i) held.k[i] = load_coefficients(table + at + i * columns + c.offset);
     }
     __device__ __forceinline__ float coefficient(uint32_t i, const Row& r, const Column& c) const {
-        return table[r.table + i * columns + c.offset];
+        return table[table_at(r) + i * columns + c.offset];
     }
 };
 

@@ -2,6 +2,8 @@
 
 mod activation;
 mod add;
+mod basic_block;
+mod basic_block_cuda;
 mod batch_norm;
 mod batch_norm_squeeze_excite;
 mod channel_scale;
@@ -23,6 +25,7 @@ mod upsample_bilinear;
 
 pub use activation::{Activation, Kind};
 pub use add::Add;
+pub use basic_block::BasicBlock;
 pub use batch_norm::{BatchNorm, Statistics};
 pub use batch_norm_squeeze_excite::BatchNormSqueezeExcite;
 pub use channel_scale::ChannelScale;
@@ -45,6 +48,7 @@ use crate::check::Entry;
 pub static REGISTRY: &[Entry] = &[
     Entry::of::<Activation>(),
     Entry::of::<Add>(),
+    Entry::of::<BasicBlock>(),
     Entry::of::<BatchNorm>(),
     Entry::of::<BatchNormSqueezeExcite>(),
     Entry::of::<ChannelScale>(),

@@ -2,6 +2,7 @@
 //
 //   BiasActivation   y = act(z + bias + residual), or with dy: y = dy act'(..), the gradient before the activation
 //   Plain            f32 sums as they are
+//   Added            y = z + more
 #pragma once
 
 #include "activation.cuh"
@@ -44,5 +45,19 @@ struct Plain {
     template <uint32_t V>
     __device__ __forceinline__ void operator()(uint32_t row, uint32_t column, Floats<V> sums) const {
         store<V>(y + row * n + column, sums);
+    }
+};
+
+// To what a product gives, `more` is added.
+struct Added {
+    static constexpr bool SUMS = false;
+    const real* more;
+    real* y;
+    uint32_t n;
+
+    template <uint32_t V>
+    __device__ __forceinline__ void operator()(uint32_t row, uint32_t column, Floats<V> z) const {
+        const uint32_t at = row * n + column;
+        store<V>(y + at, zip([](float a, float b) { return a + b; }, z, load<V>(more + at)));
     }
 };

@@ -16,24 +16,8 @@
 //   dx  = dz1 w1' + dy                                                   mobile_bottleneck_expand_gradient
 //
 // Source: the definition in src/ops/mobile_bottleneck.rs; tables of coefficients by batch_norm_statistics.cu.
-#include "gemm.cuh"
+#include "gemm_tilings.cuh"
 #include "normalise_on_load.cuh"
-
-// A product of AlongK<X> and laid-out weights, tile by tile.
-template <class T, bool VECTOR, class X, class Put>
-__device__ __forceinline__ void by_tiles(const X& x, const Matrix& w, const Put& put, unsigned char* shared) {
-    const Place<T> place(put.n);
-    multiply<T>(AlongK<T, VECTOR, X>(x, place.row), AcrossK<T::COLUMNS, true, Matrix>(w, place.column), 0, x.columns, shared,
-                place, x.rows, put.n, put);
-}
-
-template <class X, class Put>
-__device__ __forceinline__ void product(const X& x, const Matrix& w, const Put& put, uint32_t tiling,
-                                        unsigned char* shared) {
-    if (tiling == LARGE) by_tiles<LargeTile, true>(x, w, put, shared);
-    else if (tiling == SMALL) by_tiles<SmallTile, true>(x, w, put, shared);
-    else by_tiles<SmallTile, false>(x, w, put, shared);
-}
 
 // y [m, n] = h w, where h [m, k] is x, or hswish(a x + b) with a table [tables, 2, k]; w [k, pitch] as laid out by
 // pointwise_conv.cu. partial [N, slabs, 2, n]: the moments of y. One block a tile.
@@ -62,20 +46,6 @@ extern "C" __global__ __launch_bounds__(128) void mobile_bottleneck_project_grad
             SlopeSums<HARD_SWISH>{x, x_table, x_mean, du, partial, n, positions, slabs, images, images, groups}, tiling,
             shared);
 }
-
-// To what a product gives, `more` is added.
-struct Added {
-    static constexpr bool SUMS = false;
-    const real* more;
-    real* y;
-    uint32_t n;
-
-    template <uint32_t V>
-    __device__ __forceinline__ void operator()(uint32_t row, uint32_t column, Floats<V> z) const {
-        const uint32_t at = row * n + column;
-        store<V>(y + at, zip([](float a, float b) { return a + b; }, z, load<V>(more + at)));
-    }
-};
 
 // dx [m, n] = (a dt + e y + f) w + dy, with dt, y [m, k] and w [k, pitch] the transposed weights. table [groups, 3, k].
 // SASS: HMMA, LDGSTS

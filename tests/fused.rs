@@ -10,7 +10,8 @@ use grad::check::SLACK;
 use grad::device::cuda::{Gpu, Precision};
 use grad::op::Op;
 use grad::ops::{
-    BatchNorm, BatchNormSqueezeExcite, DepthwiseConv2d, Kind, MobileBottleneck, MseLoss, PointwiseConv, Statistics,
+    BasicBlock, BatchNorm, BatchNormSqueezeExcite, Conv2d, DepthwiseConv2d, Kind, MobileBottleneck, MseLoss,
+    PointwiseConv, Statistics,
 };
 use grad::rng::Rng;
 use grad::shape::Shape;
@@ -35,6 +36,15 @@ fn bottleneck_by_links(tape: &Tape, x: &[Tensor]) -> Tensor {
     let t = tape.apply(gated, &[&t, &x[5], &x[6], &x[7], &x[8]]).unwrap();
     let t = tape.apply(conv, &[&t, &x[9]]).unwrap();
     tape.apply(batch_norm(Kind::Identity, true), &[&t, &x[10], &x[11], &x[0]]).unwrap()
+}
+
+/// The chain that `basic_block` is.
+fn basic_block_by_links(tape: &Tape, x: &[Tensor]) -> Tensor {
+    let conv = Conv2d { stride: 1, pad: [1; 4], act: Kind::Identity };
+    let t = tape.apply(conv.clone(), &[&x[0], &x[1]]).unwrap();
+    let t = tape.apply(batch_norm(Kind::Relu, false), &[&t, &x[2], &x[3]]).unwrap();
+    let t = tape.apply(conv, &[&t, &x[4]]).unwrap();
+    tape.apply(batch_norm(Kind::Relu, true), &[&t, &x[5], &x[6], &x[0]]).unwrap()
 }
 
 fn in_one<O: Op>(op: O) -> impl Fn(&Tape, &[Tensor]) -> Tensor {
@@ -104,6 +114,12 @@ fn bottleneck(open: impl Fn(Precision) -> Option<Gpu>) {
     judge(&shapes, bottleneck_by_links, in_one(MobileBottleneck { eps: EPS, groups: GROUPS }), open);
 }
 
+fn basic_block(open: impl Fn(Precision) -> Option<Gpu>) {
+    let c = 112;
+    let shapes: [&[usize]; 7] = [&[4, 10, 13, c], &[3, 3, c, c], &[c], &[c], &[3, 3, c, c], &[c], &[c]];
+    judge(&shapes, basic_block_by_links, in_one(BasicBlock { eps: EPS, groups: GROUPS }), open);
+}
+
 #[test]
 fn a_bottleneck_in_one_op_is_its_links_emulated() {
     bottleneck(device::emulated);
@@ -112,4 +128,14 @@ fn a_bottleneck_in_one_op_is_its_links_emulated() {
 #[test]
 fn a_bottleneck_in_one_op_is_its_links_on_hardware() {
     bottleneck(device::hardware);
+}
+
+#[test]
+fn a_basic_block_in_one_op_is_its_links_emulated() {
+    basic_block(device::emulated);
+}
+
+#[test]
+fn a_basic_block_in_one_op_is_its_links_on_hardware() {
+    basic_block(device::hardware);
 }

@@ -3,6 +3,8 @@
 mod activation;
 mod add;
 mod attention_memory;
+mod basic_block;
+mod basic_block_cuda;
 mod batch_norm;
 mod batch_norm_squeeze_excite;
 mod channel_scale;
@@ -27,6 +29,7 @@ mod upsample_bilinear;
 pub use activation::{Activation, Kind};
 pub use add::Add;
 pub use attention_memory::AttentionMemory;
+pub use basic_block::BasicBlock;
 pub use batch_norm::{BatchNorm, Statistics};
 pub use batch_norm_squeeze_excite::BatchNormSqueezeExcite;
 pub use channel_scale::ChannelScale;
@@ -53,6 +56,7 @@ pub static REGISTRY: &[Entry] = &[
     Entry::of::<Activation>(),
     Entry::of::<Add>(),
     Entry::of::<AttentionMemory>(),
+    Entry::of::<BasicBlock>(),
     Entry::of::<BatchNorm>(),
     Entry::of::<BatchNormSqueezeExcite>(),
     Entry::of::<ChannelScale>(),

@@ -262,8 +262,8 @@ impl<'a> Norm<'a> {
         dy: Slice<Real>,
         gate: Option<GateGradient>,
         through: Option<&DeviceVec<f32>>,
-        dx: Option<&mut GpuOut>,
-        dresidual: Option<&mut GpuOut>,
+        mut dx: Option<SliceMut<Real>>,
+        mut dresidual: Option<SliceMut<Real>>,
     ) -> Result<()> {
         let cut = &self.cut;
         launch::batch_norm_gradient_x(
@@ -279,8 +279,8 @@ impl<'a> Norm<'a> {
             gate.map(|g| g.dpooled),
             self.residual,
             through.map(DeviceVec::slice),
-            dx.map(|d| d.reals()).as_mut(),
-            dresidual.map(|d| d.reals()).as_mut(),
+            dx.as_mut(),
+            dresidual.as_mut(),
             self.eps,
             self.act as usize,
             cut.groups,

@@ -1,7 +1,8 @@
 //! The block of GRAD, a ResNet basic block of constant width (He et al. 2016):
 //! `y = relu(BN(conv3x3(relu(BN(conv3x3(x))))) + x)`. x, y: `[N, H, W, C]`; the convolutions have no bias.
 //!
-//! A device trains it as one op. The CPU runs the ops one by one, as in `mobile_bottleneck.rs`.
+//! A device trains it as one op, unless its convolutions by warpgroups (`kernels/hopper/`) were measured to be faster there:
+//! it is bound by its products, not by bytes. The CPU runs the ops one by one, as in `mobile_bottleneck.rs`.
 
 use super::norm::EPS;
 use super::{Builder, Context, Id, Init, Mode, Norm, Role, WEIGHT_STD};
@@ -31,7 +32,9 @@ impl BasicBlock {
     /// # Errors
     /// When the shapes do not fit.
     pub fn forward(&self, cx: &Context, x: &Tensor) -> Result<Tensor> {
-        if let (Mode::Train { groups }, Some(_)) = (cx.mode, x.gpu()) {
+        if let (Mode::Train { groups }, Some(gpu)) = (cx.mode, x.gpu())
+            && !gpu.takes("conv2d_wgmma_forward", [x.shape().rows(), x.shape().channels(), x.shape().channels(), 9])
+        {
             return self.train_in_one(cx, x, groups);
         }
         let conv = Conv2d { stride: 1, pad: [1; 4], act: Kind::Identity };

@@ -111,7 +111,7 @@ impl Gpu {
     }
 
     /// Whether `kernel` is taken for `shape` `[m, n, k, taps]`.
-    pub(super) fn takes(&self, kernel: &str, shape: [usize; 4]) -> bool {
+    pub(crate) fn takes(&self, kernel: &str, shape: [usize; 4]) -> bool {
         self.has_warpgroup_products() && chosen(self.0.hopper, entries(), self.facts(), kernel, shape)
     }
 }

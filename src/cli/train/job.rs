@@ -286,7 +286,7 @@ impl Job<'_> {
                 self.say_kept(kept);
             }
             // An epoch can end with the last of them alone.
-            if let Some(record) = reports.into_iter().filter_map(|report| report.epoch).last() {
+            if let Some(record) = reports.into_iter().filter_map(|report| report.epoch).next_back() {
                 log.push(&record)?;
                 self.say_epoch(&bar, &record);
                 info.record.push(record.summary);

@@ -173,3 +173,6 @@ fn checked(features: &[f32], shape: [usize; 3]) -> Result<&[f32]> {
     };
     Err(Error::Shape { op: "baseline", what })
 }
+
+#[cfg(test)]
+mod tests;

@@ -69,7 +69,7 @@ impl Bank {
         4 * (self.mean.len() + self.points.len() + self.halves.len())
     }
 
-    fn point(&self, i: usize) -> &[f32] {
+    pub(super) fn point(&self, i: usize) -> &[f32] {
         &self.points[i * self.channels..][..self.channels]
     }
 

@@ -74,7 +74,7 @@ impl Padim {
     }
 
     /// [`Self::fit`] with given channels, each below C.
-    fn fit_channels(
+    pub(super) fn fit_channels(
         features: &dyn FeatureSource,
         shape: [usize; 3],
         channels: Vec<usize>,

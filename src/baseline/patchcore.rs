@@ -124,22 +124,27 @@ impl PatchCore {
         };
         let Coreset { indices, radii, .. } = greedy(&points, dim, start, kept, watch)?;
         drop(points);
-        // Read again, picture after picture; kept in the order in which they were chosen.
-        let mut order: Vec<usize> = (0..indices.len()).collect();
-        order.sort_unstable_by_key(|&k| indices[k]);
-        let ascending: Vec<usize> = order.iter().map(|&k| chosen[indices[k]]).collect();
-        let found = gather(features, shape, &ascending, None, watch)?;
-        let mut bank = vec![0.0; found.len()];
-        for (point, &k) in found.chunks_exact(channels).zip(&order) {
-            bank[k * channels..][..channels].copy_from_slice(point);
-        }
+        let kept: Vec<usize> = indices.iter().map(|&i| chosen[i]).collect();
+        let bank = bank(features, shape, &kept, watch)?;
         let radius = radii.last().copied().unwrap_or(0.0);
-        Ok(PatchCore { shape, neighbours, bank: Bank::new(bank, channels), patches, candidates, radius })
+        Ok(PatchCore { shape, neighbours, bank, patches, candidates, radius })
     }
 
     /// Number of patches in the bank.
     pub fn bank_len(&self) -> usize {
         self.bank.len()
+    }
+
+    /// One whose bank is given.
+    #[cfg(test)]
+    pub(super) fn with_bank(
+        features: &dyn FeatureSource,
+        shape: [usize; 3],
+        kept: &[usize],
+        neighbours: usize,
+    ) -> Result<Self> {
+        let (patches, bank) = (features.len() * shape[0] * shape[1], bank(features, shape, kept, &|_| Ok(()))?);
+        Ok(PatchCore { shape, neighbours, bank, patches, candidates: patches, radius: 0.0 })
     }
 
     /// Equation 7, of the patch that is farthest from its nearest.
@@ -176,6 +181,21 @@ impl Baseline for PatchCore {
             "PatchCore: {kept} of {patches} patches of {c} channels, chosen from {candidates}, covering radius {radius:.4}"
         )
     }
+}
+
+/// The patches `kept`, numbered through all pictures, in that order.
+fn bank(features: &dyn FeatureSource, shape: [usize; 3], kept: &[usize], watch: Watch) -> Result<Bank> {
+    let channels = shape[2];
+    // Read picture after picture.
+    let mut order: Vec<usize> = (0..kept.len()).collect();
+    order.sort_unstable_by_key(|&k| kept[k]);
+    let ascending: Vec<usize> = order.iter().map(|&k| kept[k]).collect();
+    let found = gather(features, shape, &ascending, None, watch)?;
+    let mut points = vec![0.0; found.len()];
+    for (point, &k) in found.chunks_exact(channels).zip(&order) {
+        points[k * channels..][..channels].copy_from_slice(point);
+    }
+    Ok(Bank::new(points, channels))
 }
 
 /// The 3x3 means of features `[H, W, C]`, stride 1, zeros outside, divisor 9.
@@ -218,7 +238,7 @@ fn gaussian_matrix(channels: usize, to: usize, seed: u64) -> Vec<f32> {
 }
 
 /// The patches `chosen`, ascending, numbered through all pictures, `[chosen, C]`; or projected by a matrix `[C, d*]`.
-fn gather(
+pub(super) fn gather(
     features: &dyn FeatureSource,
     shape: [usize; 3],
     chosen: &[usize],

@@ -67,16 +67,20 @@ extern "C" __global__ __launch_bounds__(256) void adamw_norm(const double* __res
     at[0] = step + 1;
 }
 
-// What is the same for every value of a step.
+// What is the same for every value of a step: a row, and the factor of the gradients.
 struct Step {
-    float clip, keep, rate, correction;
+    float clip, keep_grids, rate_grids, keep, rate, correction;
+    uint32_t grids;
 
-    __device__ __forceinline__ void update(float& theta, float g, float& m, float& v) const {
+    __device__ __forceinline__ void update(uint32_t i, float& theta, float g, float& m, float& v) const {
         constexpr double BETA1 = 0.9, BETA2 = 0.999, EPS = 1e-8;
+        // Chosen one by one: two structs to choose from would lie in local memory.
+        const float k = i < grids ? keep_grids : keep, r = i < grids ? rate_grids : rate;
         g *= clip;
         m += (g - m) * static_cast<float>(1.0 - BETA1);
         v = v * static_cast<float>(BETA2) + g * g * static_cast<float>(1.0 - BETA2);
-        theta = theta * keep - rate * m / (sqrtf(v) * correction + static_cast<float>(EPS));
+        // Off by 2 units in the last place of the change; the exact division is a call, around which registers are spilled.
+        theta = theta * k - __fdividef(r * m, sqrtf(v) * correction + static_cast<float>(EPS));
     }
 };
 
@@ -88,19 +92,18 @@ extern "C" __global__ __launch_bounds__(256) void adamw_update(float* __restrict
                                                                uint32_t n) {
     const uint32_t i = (blockIdx.x * blockDim.x + threadIdx.x) * 4;
     if (i >= n) return;
-    const float bound = current[0], correction = current[5];
-    const Step first = {bound, current[1], current[2], correction}, rest = {bound, current[3], current[4], correction};
+    const Step step = {current[0], current[1], current[2], current[3], current[4], current[5], grids};
     if (i + 4 <= n) {
         float4 t4 = load4(theta + i), m4 = load4(m + i), v4 = load4(v + i);
         const float4 g4 = load4(g + i);
-        (i < grids ? first : rest).update(t4.x, g4.x, m4.x, v4.x);
-        (i + 1 < grids ? first : rest).update(t4.y, g4.y, m4.y, v4.y);
-        (i + 2 < grids ? first : rest).update(t4.z, g4.z, m4.z, v4.z);
-        (i + 3 < grids ? first : rest).update(t4.w, g4.w, m4.w, v4.w);
+        step.update(i, t4.x, g4.x, m4.x, v4.x);
+        step.update(i + 1, t4.y, g4.y, m4.y, v4.y);
+        step.update(i + 2, t4.z, g4.z, m4.z, v4.z);
+        step.update(i + 3, t4.w, g4.w, m4.w, v4.w);
         store4(theta + i, t4);
         store4(m + i, m4);
         store4(v + i, v4);
     } else {
-        for (uint32_t j = i; j < n; ++j) (j < grids ? first : rest).update(theta[j], g[j], m[j], v[j]);
+        for (uint32_t j = i; j < n; ++j) step.update(j, theta[j], g[j], m[j], v[j]);
     }
 }

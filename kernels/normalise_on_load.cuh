@@ -73,8 +73,13 @@ template <uint32_t COEFFICIENTS> struct Tabled {
     TableRows rows_of;
 
     // Where its row of the table lies, or the number of the row: with two coefficients it is worked out when it is needed,
-    // which saves the one register that the f32 flavour would have to spill on sm_80. With three the other way does.
+    // which saves the one register that the f32 flavour would have to spill on sm_80. With three the other way does, but not
+    // on sm_100.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+    static constexpr bool LATE = true;
+#else
     static constexpr bool LATE = COEFFICIENTS == 2;
+#endif
     struct Row {
         uint32_t offset, table;
         bool there;

@@ -322,7 +322,6 @@ EMULATED_DEVICE T max(T a, T b) {
 }
 EMULATED_DEVICE float min(float a, float b) { return fminf(a, b); }
 // To [0, 1]; a NaN becomes 0, as the hardware has it.
-EMULATED_DEVICE float __fdividef(float a, float b) { return a / b; }
 EMULATED_DEVICE float __saturatef(float x) { return x > 0.0f ? fminf(x, 1.0f) : 0.0f; }
 EMULATED_DEVICE float max(float a, float b) { return fmaxf(a, b); }
 EMULATED_DEVICE double min(double a, double b) { return fmin(a, b); }

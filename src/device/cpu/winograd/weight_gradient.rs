@@ -5,7 +5,6 @@ use rayon::prelude::*;
 use super::super::conv::ConvGeometry;
 use super::super::gemm::prefetch;
 use super::super::microkernel::Tile;
-use super::super::pack::{Matrix, PackA, PackB};
 use super::super::rows::with_scratch;
 use super::super::simd::Simd;
 use super::transform::{LANES, PRODUCTS, data_tiles, gradient_tiles, weight_sums};
@@ -35,9 +34,8 @@ pub fn backward_weight_at(level: Simd, g: &ConvGeometry, x: &[f32], dy: &[f32], 
                     of_dy.fill(rows.clone(), dy, |row, out| gradient_tiles(level, &output, row, of_dy.pitch, out));
                     let operands = x.par_chunks_exact(of_x.stride()).zip(dy.par_chunks_exact(of_dy.stride()));
                     sums.par_chunks_exact_mut(place).zip(operands).for_each(|(sums, (x, dy))| {
-                        let a = Matrix::strided(x, of_x.tiles(), g.ci, of_x.pitch, 1).t();
-                        let b = Matrix::strided(dy, of_dy.tiles(), g.co, of_dy.pitch, 1);
-                        add_product(tile, &a, &b, sums, pitch, rows.start > 0);
+                        let (pitches, channels) = ([of_x.pitch, pitch], [g.ci, g.co]);
+                        add_product(tile, of_x.tiles(), [x, dy], pitches, channels, sums, rows.start > 0);
                     });
                 }
             });
@@ -55,26 +53,46 @@ pub fn backward_weight_at(level: Simd, g: &ConvGeometry, x: &[f32], dy: &[f32], 
     });
 }
 
-/// `sums: [ci, pitch] (+)= a: [ci, tiles] · b: [tiles, co]`.
-fn add_product(tile: Tile, a: &Matrix, b: &Matrix, sums: &mut [f32], pitch: usize, accumulate: bool) {
+/// `sums: [ci, pitch] (+)= xᵗ · dy` with `x: [tiles, ci]` and `dy: [tiles, co]`, rows `pitches` apart.
+fn add_product(
+    tile: Tile,
+    tiles: usize,
+    [x, dy]: [&[f32]; 2],
+    [x_pitch, pitch]: [usize; 2],
+    [ci, co]: [usize; 2],
+    sums: &mut [f32],
+    accumulate: bool,
+) {
     let Tile { mr, nr, lanes, .. } = tile;
-    let ((ci, depth), (_, co)) = (a.shape(), b.shape());
-    with_scratch(depth * co.next_multiple_of(lanes), |packed| {
-        for (j, panel) in packed.chunks_mut(depth * nr).enumerate() {
-            b.pack_b(0..depth, j * nr..co.min((j + 1) * nr), panel.len() / depth, panel);
-        }
-        with_scratch(depth * mr, |row| {
-            for (i, sums) in sums.chunks_exact_mut(mr * pitch).enumerate() {
-                a.pack_a(i * mr..ci.min((i + 1) * mr), 0..depth, mr, row);
-                for (j, panel) in packed.chunks(depth * nr).enumerate() {
-                    for sums in sums.chunks_exact(pitch) {
-                        prefetch(&sums[j * nr..co.min((j + 1) * nr)]);
-                    }
-                    tile.run(panel.len() / depth, row, panel, &mut sums[j * nr..], pitch, accumulate);
+    let (height, width) = (ci.next_multiple_of(mr), co.next_multiple_of(lanes));
+    with_scratch(tiles * (height + width), |packed| {
+        let (a, b) = packed.split_at_mut(tiles * height);
+        pack(tiles, x, x_pitch, height, mr, a);
+        pack(tiles, dy, pitch, width, nr, b);
+        for (a, sums) in a.chunks_exact(tiles * mr).zip(sums.chunks_exact_mut(mr * pitch)) {
+            for (j, panel) in b.chunks(tiles * nr).enumerate() {
+                for sums in sums.chunks_exact(pitch) {
+                    prefetch(&sums[j * nr..width.min((j + 1) * nr)]);
                 }
+                tile.run(panel.len() / tiles, a, panel, &mut sums[j * nr..], pitch, accumulate);
             }
-        });
+        }
     });
+}
+
+/// The first `width` columns of `from: [tiles, pitch]` as panels of `columns`, read in the order of memory.
+fn pack(tiles: usize, from: &[f32], pitch: usize, width: usize, columns: usize, panels: &mut [f32]) {
+    for (t, row) in from.chunks_exact(pitch).take(tiles).enumerate() {
+        for (j, part) in row[..width].chunks(columns).enumerate() {
+            let to = &mut panels[j * tiles * columns + t * part.len()..][..part.len()];
+            // One move instead of a call for the usual widths.
+            if let (Some(to), Some(part)) = (to.first_chunk_mut::<8>(), part.first_chunk::<8>()) && columns == 8 {
+                *to = *part;
+            } else {
+                to.copy_from_slice(part);
+            }
+        }
+    }
 }
 
 /// `dw: [9, ci, co]` as blocks of [`ROWS`] of ci, each with its part of every tap.

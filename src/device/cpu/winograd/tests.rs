@@ -155,7 +155,7 @@ fn the_transforms_are_short_convolutions() {
 
 #[test]
 fn roundings_grow_as_the_documentation_says() {
-    assert!((growth() - 8.2).abs() <= 0.05, "{}", growth());
+    assert!((growth() - 7.2).abs() <= 0.05, "{}", growth());
     // Relative L2 of values as in a network, beside the bound of what counts as f32: 1e-5.
     let trial = Trial::new(geometry([1, 12, 12, 96, 96], [1; 4]));
     let found = trial.run(super::super::simd());

@@ -18,11 +18,11 @@ use super::super::simd::{mul_add, simd_fn};
 pub const PRODUCTS: usize = 36;
 /// Channels that are transformed together.
 pub const LANES: usize = 16;
-/// The points beside 0 and ∞ are ±A and ±B. Of the pairs in steps of 1/16 none has a smaller [`growth`](super::growth)
-/// in the mean over the outputs; 1 and 2, which are mostly used, have more than twice as much.
-const A: f32 = 0.625;
+/// The points beside 0 and ∞ are ±A and ±B. Of all pairs in steps of 1/16 these have the smallest
+/// [`growth`](super::growth); 1 and 2, which are mostly used, have four times as much.
+const A: f32 = 11.0 / 16.0;
 /// See [`A`].
-const B: f32 = 1.5;
+const B: f32 = 23.0 / 16.0;
 
 /// How far ahead cache lines are asked for: a tile is 36 streams, more than processors follow by themselves.
 const AHEAD: usize = 2 * LANES;

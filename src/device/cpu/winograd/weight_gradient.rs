@@ -86,7 +86,9 @@ fn pack(tiles: usize, from: &[f32], pitch: usize, width: usize, columns: usize, 
         for (j, part) in row[..width].chunks(columns).enumerate() {
             let to = &mut panels[j * tiles * columns + t * part.len()..][..part.len()];
             // One move instead of a call for the usual widths.
-            if let (Some(to), Some(part)) = (to.first_chunk_mut::<8>(), part.first_chunk::<8>()) && columns == 8 {
+            if let (Some(to), Some(part)) = (to.first_chunk_mut::<8>(), part.first_chunk::<8>())
+                && columns == 8
+            {
                 *to = *part;
             } else {
                 to.copy_from_slice(part);

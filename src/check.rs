@@ -3,7 +3,8 @@
 //! * **refusals**: `infer` accepts every case and refuses every bad input with a message that names the fault;
 //! * **gradcheck**: analytic gradients of the f64 definition against central differences, every element;
 //! * **truth**: the fast path against the f64 definition, forward and backward, outputs poisoned with NaN. It may be
-//!   wrong by [`SLACK`] times what the definition in f32 is wrong, plus a few roundings of the largest value;
+//!   wrong by [`SLACK`] times what the definition in f32 is wrong, plus a few roundings of the largest value, times
+//!   [`ConvChoice::coarseness`] where another algorithm is forced on small convolutions;
 //! * **repeat**: one thread and several give the same bits;
 //! * **fixture**: the definition in f64 and the fast path against what PyTorch computed;
 //! * **on a device** (`check/device.rs`): truth, fixture and repeat for the kernels of a GPU, real or emulated.
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 pub use device_bench::{DeviceTime, Effort};
 use safetensors::SafeTensors;
 
+use crate::device::cpu::ConvChoice;
 use crate::device::cuda::Gpu;
 use crate::error::Result;
 use crate::op::{Arg, Case, Op};
@@ -222,7 +224,7 @@ fn gradcheck<O: Op>() -> f64 {
 }
 
 fn truth<O: Op>() -> f64 {
-    let mut worst = 0.0f64;
+    let (mut worst, coarseness) = (0.0f64, ConvChoice::of_process().coarseness());
     for case in O::cases() {
         let (op, shapes) = (&case.op, case.shapes());
         // Per output: the worst relative error of the plain and of the fast path over all draws. One draw of a small
@@ -244,7 +246,7 @@ fn truth<O: Op>() -> f64 {
             }
         }
         for (name, plain, fast) in errors {
-            let allowed = SLACK * (plain + f64::from(f32::EPSILON));
+            let allowed = SLACK * coarseness * (plain + f64::from(f32::EPSILON));
             assert!(fast <= allowed, "{op:?} {shapes:?}: {name} is off by {fast:.2e}, allowed {allowed:.2e}");
             worst = worst.max(fast / allowed);
         }
@@ -342,7 +344,7 @@ fn fixture<O: Op>(folder: &Path) -> usize {
             let (rounding, key) = (fixture_rounding(expected), format!("{}: {case}.{name}", O::NAME));
             let err = difference(exact, expected);
             assert!(err <= rounding, "{key}: the definition is off by {err:.2e}, allowed {rounding:.2e}");
-            let allowed = SLACK * (difference(plain, exact) + rounding);
+            let allowed = SLACK * ConvChoice::of_process().coarseness() * (difference(plain, exact) + rounding);
             let err = difference(fast, expected);
             assert!(err <= allowed, "{key}: the fast path is off by {err:.2e}, allowed {allowed:.2e}");
         }

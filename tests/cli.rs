@@ -141,6 +141,9 @@ fn the_doctor_knows_the_machine() {
     let mut wrong = grad(home.path());
     wrong.arg("doctor").env("GRAD_SIMD", "mmx");
     go(wrong).expect(2, &["GRAD_SIMD=mmx"]);
+    let mut wrong = grad(home.path());
+    wrong.arg("doctor").env("GRAD_CONV", "fft");
+    go(wrong).expect(2, &["GRAD_CONV=fft", "direct or winograd"]);
     run(home.path(), &["train", "--device", "cuda:1000"]).expect(5, &["--device cpu"]);
 }
 

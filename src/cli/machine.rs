@@ -5,6 +5,7 @@ use rayon::ThreadPoolBuilder;
 use super::ui::{Ui, count};
 use crate::config::{Config, DeviceChoice};
 use crate::device::Device;
+use crate::device::cpu::ConvChoice;
 use crate::device::cpu::simd::Simd;
 use crate::device::cuda::{ARCHITECTURES, Gpu, Precision};
 use crate::error::{Error, Result};
@@ -22,10 +23,11 @@ impl Machine {
     ///
     /// # Errors
     /// [`Error::Device`] and [`Error::DeviceMemory`] for a device that was asked for by name and cannot be had;
-    /// [`Error::Config`] for a wrong `GRAD_SIMD`, and for a precision that the device does not have.
+    /// [`Error::Config`] for a wrong `GRAD_SIMD` or `GRAD_CONV`, and for a precision that the device does not have.
     pub fn open(config: &Config, model: Option<Precision>) -> Result<Self> {
         let precision = config.precision.or(model).unwrap_or_default();
         let (device, why) = open(config.device, precision)?;
+        ConvChoice::requested()?;
         let (simd, threads) = (Simd::requested()?, count(threads(config), "thread"));
         let description = match (&device, config.device) {
             (Device::Cpu, _) => format!("cpu, {threads}, {} ({why})", simd.name()),

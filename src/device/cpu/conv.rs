@@ -8,10 +8,13 @@
 //! | forward | output pixels | `(i, j, ci)` | `co` |
 //! | gradient of x | input pixels | `(i, j, co)` | `ci` |
 //! | gradient of w | `(i, j, ci)` | output pixels | `co` |
+//!
+//! Where Winograd's algorithm is faster, [`mod@winograd`] computes them.
 
 use super::gemm::{Matrix, gemm_at, no_epilogue};
 use super::pack::{MAX_DEPTH, PackA, PackB, ZEROS, interleave};
 use super::simd::{Simd, simd};
+use super::winograd::{self, ConvChoice};
 use std::ops::Range;
 
 /// Sizes of a convolution.
@@ -74,7 +77,7 @@ pub(super) fn out_size(padded: usize, kernel: usize, stride: usize) -> usize {
 }
 
 /// `y: [n, out_h, out_w, co]` from `x: [n, h, w, ci]` and `w: [kh, kw, ci, co]`. The epilogue is that of
-/// [`gemm`](super::gemm::gemm), over rows of `co`: blocks of `row_block(g.out_rows(), g.co)` output pixels.
+/// [`gemm`](super::gemm::gemm), over rows of `co`, in blocks of output pixels that follow each other.
 ///
 /// # Panics
 /// If a slice does not fit the geometry.
@@ -85,6 +88,10 @@ pub fn conv2d_forward(
     y: &mut [f32],
     epilogue: impl Fn(usize, &mut [f32]) + Sync,
 ) {
+    if ConvChoice::of_process().takes_winograd(g) {
+        g.check(x.len(), w.len(), y.len());
+        return winograd::forward_at(simd(), g, x, w, y, epilogue);
+    }
     forward_at(simd(), g, x, w, y, epilogue);
 }
 
@@ -93,6 +100,10 @@ pub fn conv2d_forward(
 /// # Panics
 /// If a slice does not fit the geometry.
 pub fn conv2d_backward_input(g: &ConvGeometry, dy: &[f32], w: &[f32], dx: &mut [f32]) {
+    if ConvChoice::of_process().takes_winograd(g) {
+        g.check(dx.len(), w.len(), dy.len());
+        return winograd::backward_input_at(simd(), g, dy, w, dx);
+    }
     backward_input_at(simd(), g, dy, w, dx);
 }
 
@@ -101,6 +112,10 @@ pub fn conv2d_backward_input(g: &ConvGeometry, dy: &[f32], w: &[f32], dx: &mut [
 /// # Panics
 /// If a slice does not fit the geometry.
 pub fn conv2d_backward_weight(g: &ConvGeometry, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    if ConvChoice::of_process().takes_winograd(g) {
+        g.check(x.len(), dw.len(), dy.len());
+        return winograd::backward_weight_at(simd(), g, x, dy, dw);
+    }
     backward_weight_at(simd(), g, x, dy, dw);
 }
 
@@ -243,10 +258,10 @@ impl PackA for Patches<'_> {
 }
 
 /// The right operand `[(i, j, co), ci]` of the input gradient: each tap of `w: [kh, kw, ci, co]` transposed.
-struct TransposedTaps<'a> {
-    w: &'a [f32],
-    ci: usize,
-    co: usize,
+pub(super) struct TransposedTaps<'a> {
+    pub w: &'a [f32],
+    pub ci: usize,
+    pub co: usize,
 }
 
 impl PackB for TransposedTaps<'_> {

@@ -142,7 +142,7 @@ fn multiply_rows(
 
 /// Asks for the cache lines of `data`, without waiting for them.
 #[inline(always)]
-fn prefetch(data: &[f32]) {
+pub(super) fn prefetch(data: &[f32]) {
     #[cfg(target_arch = "x86_64")]
     for line in data.chunks(16) {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};

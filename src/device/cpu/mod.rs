@@ -10,6 +10,7 @@
 //! | [`mod@rows`] | row-wise loops over threads, sums over columns |
 //! | [`mod@gemm`] | matrix product: blocking and threads (`pack`: gathering of operands, `microkernel`: the register tile) |
 //! | [`mod@conv`] | dense convolution as matrix products over patches that are never written to memory |
+//! | [`mod@winograd`] | 3x3 convolution of wide layers with a quarter of the multiplications |
 //! | [`mod@depthwise`] | convolution of each channel by itself |
 //!
 //! Two promises hold for every function:
@@ -17,6 +18,9 @@
 //! * **The bits do not depend on the number of threads.** Work is cut by shape alone and partial sums are added in a
 //!   fixed order. Another SIMD level may round differently.
 //! * **Outputs are overwritten**, never read first: they may hold NaN on entry.
+//!
+//! Two variables force what is otherwise chosen, so that all of it can be tested on one machine: `GRAD_SIMD` the level
+//! ([`mod@simd`]), `GRAD_CONV` how convolutions are computed ([`ConvChoice`]).
 //!
 //! Slices of a length that does not fit the given sizes are a bug of the caller and panic.
 
@@ -30,6 +34,7 @@ pub mod rows;
 pub mod simd;
 #[cfg(test)]
 mod testing;
+pub mod winograd;
 
 pub use conv::{ConvGeometry, conv2d_backward_input, conv2d_backward_weight, conv2d_forward};
 pub use depthwise::{DepthwiseGeometry, depthwise_backward_input, depthwise_backward_weight, depthwise_forward};
@@ -39,3 +44,4 @@ pub use pack::{PackA, PackB};
 pub use rows::{CHUNK, add_assign, blocked_sums, column_sums, par_rows};
 pub(crate) use simd::simd_fn;
 pub use simd::{Simd, simd};
+pub use winograd::ConvChoice;

@@ -13,8 +13,9 @@
 //!
 //! The compiler's own functions for AMX are not stable, so six instructions are written in assembly here; nothing else
 //! touches tile registers in a program that is compiled without AMX. All that is above them runs on [`Model`] too, which is
-//! written from the pseudo-code of Intel's Software Developer's Manual (TDPBF16PS): tests run it everywhere. A machine
-//! that has AMX multiplies once by both, and goes without AMX if the results differ ([`state`]).
+//! written from the pseudo-code of Intel's Software Developer's Manual (TDPBF16PS): tests run it everywhere. The machine
+//! code of the six runs in tests too, trapped and decoded where there is no AMX (`amx/tests/trapped.rs`). A machine that has
+//! AMX multiplies once by both, and goes without AMX if the results differ ([`state`]).
 
 #[cfg(target_arch = "x86_64")]
 pub mod hardware;

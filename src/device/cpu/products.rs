@@ -223,7 +223,9 @@ fn is_amd() -> bool {
     *AMD.get_or_init(|| {
         #[cfg(target_arch = "x86_64")]
         {
-            let id = std::arch::x86_64::__cpuid(0);
+            // SAFETY: every x86-64 processor has CPUID.
+            #[allow(unused_unsafe)] // it was unsafe in earlier versions of Rust
+            let id = unsafe { std::arch::x86_64::__cpuid(0) };
             let name = [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).concat();
             [b"AuthenticAMD", b"HygonGenuine"].iter().any(|maker| name == maker[..])
         }

@@ -1,6 +1,9 @@
 use super::super::testing::random;
 use super::*;
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod trapped;
+
 /// A word of two bf16 whose upper halves these are.
 fn word(even: f32, odd: f32) -> f32 {
     f32::from_bits(even.to_bits() >> 16 | odd.to_bits() & 0xffff_0000)
@@ -87,57 +90,4 @@ fn a_product_that_differs_is_noticed() {
         model::<2, 2>(a, b, c, ldc, true);
         c[ldc + 20] += 1.0;
     }));
-}
-
-/// What the assembler made of the instructions: their names and operands, in order of memory, without addresses.
-#[cfg(target_arch = "x86_64")]
-fn disassembled(function: *const ()) -> Option<Vec<String>> {
-    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
-    let program = std::env::current_exe().ok()?;
-    let name = program.to_str()?;
-    let base = maps.lines().find(|line| line.ends_with(name))?.split('-').next()?;
-    let start = function.addr() as u64 - u64::from_str_radix(base, 16).ok()?;
-    let range = [format!("--start-address={start}"), format!("--stop-address={}", start + 0x3000)];
-    let output = std::process::Command::new("objdump")
-        .args(["-d", "-M", "att", "--no-show-raw-insn"])
-        .args(range)
-        .arg(&program)
-        .output()
-        .ok()
-        .filter(|output| output.status.success())?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    let instruction = |line: &str| {
-        let (_, rest) = line.split_once(":\t")?;
-        Some(rest.split_whitespace().collect::<Vec<_>>().join(" "))
-    };
-    let all: Vec<String> = text.lines().filter_map(instruction).collect();
-    let end = all.iter().position(|line| line.starts_with("ret"))?;
-    Some(all[..end].to_vec())
-}
-
-#[test]
-#[cfg(target_arch = "x86_64")]
-fn the_assembler_made_the_instructions_that_were_meant() {
-    let run: unsafe fn(&[f32], &[f32], &mut [f32], usize, bool) = hardware::run::<2, 2>;
-    let Some(code) = disassembled(run as *const ()) else { return println!("skipped: no objdump") };
-    let of = |name: &str| -> Vec<&str> { code.iter().filter_map(|line| line.strip_prefix(name)).map(str::trim).collect() };
-    // Three rounds of four products, in AT&T's order of operands: B, A, C.
-    let round = ["%tmm6,%tmm4,%tmm0", "%tmm6,%tmm5,%tmm2", "%tmm7,%tmm4,%tmm1", "%tmm7,%tmm5,%tmm3"];
-    assert_eq!(of("tdpbf16ps"), [round; 3].concat(), "{code:#?}");
-    let mut zeroed = of("tilezero");
-    zeroed.sort_unstable();
-    assert_eq!(zeroed, ["%tmm0", "%tmm1", "%tmm2", "%tmm3"]);
-    // The second register of an address is the distance between rows.
-    let (loads, stores) = (of("tileloadd"), of("tilestored"));
-    let registers = |lines: &[&str], which: usize| -> Vec<String> {
-        let parts = lines.iter().map(|line| line.split(['(', ',', ')', '%']).filter(|s| !s.is_empty()).collect::<Vec<_>>());
-        parts.map(|parts| parts[which].to_owned()).collect()
-    };
-    assert!(loads.iter().chain(&stores).all(|line| line.contains(",1)")), "{loads:?} {stores:?}");
-    let mut loaded = registers(&loads, 3);
-    loaded.sort_unstable();
-    assert_eq!(loaded, ["tmm0", "tmm1", "tmm2", "tmm3", "tmm4", "tmm4", "tmm5", "tmm5", "tmm6", "tmm6", "tmm7", "tmm7"]);
-    let mut stored = registers(&stores, 0);
-    stored.sort_unstable();
-    assert_eq!(stored, ["tmm0", "tmm1", "tmm2", "tmm3"]);
 }

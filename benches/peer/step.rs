@@ -77,7 +77,8 @@ fn run(options: &Options) -> Result<()> {
     let products = Products::requested(if options.device == "cpu" { precision } else { Precision::F32 })?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let pool = threads(cores, products);
-    let pool = pool.map_err(|e| Error::config(format!("{cores} threads cannot be started: {e}"), "free some memory"))?;
+    let pool =
+        pool.map_err(|e| Error::config(format!("{cores} threads cannot be started: {e}"), "free some memory"))?;
     pool.install(|| answer(options, precision))
 }
 

@@ -7,8 +7,8 @@
 use std::path::Path;
 
 use super::{
-    Outputs, SLACK, difference, draw, expected, fixture_rounding, largest, named, pools, run_definition, run_fast, to_f32,
-    to_f64, upstream,
+    Outputs, SLACK, difference, draw, expected, fixture_rounding, largest, named, pools, run_definition, run_fast,
+    to_f32, to_f64, upstream,
 };
 use crate::device::cpu::Products;
 use crate::op::Op;

@@ -59,7 +59,15 @@ impl Form {
     }
 
     /// Packs `rows` of A, at most `mr` of them, over `ks`: `panel` has `mr * words(ks.len())` words.
-    pub fn pack_a(self, simd: Simd, a: &impl PackA, rows: Range<usize>, ks: Range<usize>, mr: usize, panel: &mut [f32]) {
+    pub fn pack_a(
+        self,
+        simd: Simd,
+        a: &impl PackA,
+        rows: Range<usize>,
+        ks: Range<usize>,
+        mr: usize,
+        panel: &mut [f32],
+    ) {
         let pack = |rows: Range<usize>, width: usize, numbers: &mut [f32]| {
             for (part, to) in runs(&ks, MAX_DEPTH).zip(numbers.chunks_mut(MAX_DEPTH * width)) {
                 a.pack_a(rows.clone(), part, width, to);
@@ -109,7 +117,9 @@ impl Form {
         let terms = match self {
             Form::F32 | Form::Rounded => {
                 b.pack_b(ks, cols, width, panel);
-                return if self == Form::Rounded { round_all(simd, panel) };
+                return if self == Form::Rounded {
+                    round_all(simd, panel)
+                };
             }
             Form::Pairs => 1,
             Form::Tiles { terms } => terms,
@@ -139,6 +149,10 @@ fn runs(ks: &Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> {
 fn convert(simd: Simd, term: usize, numbers: &[f32], width: usize, words: &mut [f32]) {
     let (words, zeros) = words.split_at_mut(numbers.len().div_ceil(2 * width) * width);
     let words = bytemuck::cast_slice_mut(words);
-    if term == 0 { pairs::<0>(simd, numbers, width, words) } else { pairs::<1>(simd, numbers, width, words) }
+    if term == 0 {
+        pairs::<0>(simd, numbers, width, words)
+    } else {
+        pairs::<1>(simd, numbers, width, words)
+    }
     zeros.fill(0.0);
 }

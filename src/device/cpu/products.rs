@@ -123,7 +123,10 @@ impl Products {
         let Some(&unit) = units.iter().find(|unit| unit.name() == name) else {
             let names = units.iter().map(|unit| unit.name()).collect::<Vec<_>>().join("|");
             return Err(Error::config(
-                format!("GRAD_PRODUCTS={name} is nothing that multiplies bf16 on this machine, at GRAD_SIMD={}", simd().name()),
+                format!(
+                    "GRAD_PRODUCTS={name} is nothing that multiplies bf16 on this machine, at GRAD_SIMD={}",
+                    simd().name()
+                ),
                 format!("use GRAD_PRODUCTS={names}, or leave the variable out"),
             ));
         };
@@ -179,7 +182,11 @@ impl Products {
 
     /// Which instructions multiply, for a key of what was computed: other instructions round differently.
     pub fn key(self) -> String {
-        if self.coarseness() == 1.0 { self.simd.name().into() } else { format!("{} {}", self.simd.name(), self.describe()) }
+        if self.coarseness() == 1.0 {
+            self.simd.name().into()
+        } else {
+            format!("{} {}", self.simd.name(), self.describe())
+        }
     }
 
     pub(super) fn unit(self) -> Unit {

@@ -60,7 +60,8 @@ impl Instruction<'_> {
         let base = self.register(if has_sib { sib } else { modrm }, 5);
         // Scale 1; register 4 stands for no index.
         assert!(!has_sib || sib >> 6 == 0);
-        let index = if has_sib && (sib >> 3 & 7 != 4 || self.code[1] & 0x40 == 0) { self.register(sib >> 3, 6) } else { 0 };
+        let index =
+            if has_sib && (sib >> 3 & 7 != 4 || self.code[1] & 0x40 == 0) { self.register(sib >> 3, 6) } else { 0 };
         let at = 5 + usize::from(has_sib);
         let wide = || i32::from_le_bytes(*self.code[at..].first_chunk().expect("ten bytes"));
         let (displacement, bytes) = match modrm >> 6 {
@@ -105,7 +106,9 @@ impl Instruction<'_> {
             (0x4b, 3, false) => {
                 let (address, stride, length) = self.memory();
                 // SAFETY: as promised.
-                rows(address, stride).zip(&mut tiles.0[tile]).for_each(|(from, row)| *row = unsafe { from.read_unaligned() });
+                rows(address, stride)
+                    .zip(&mut tiles.0[tile])
+                    .for_each(|(from, row)| *row = unsafe { from.read_unaligned() });
                 Some(length)
             }
             (0x4b, 2, false) => {

@@ -6,7 +6,6 @@ pub use inference::InferenceBench;
 
 use crate::buffer::Buffer;
 use crate::device::Device;
-use crate::device::cuda::{Gpu, Precision};
 use crate::error::Result;
 use crate::model::{HeadConfig, ModelKind};
 use crate::rng::Rng;
@@ -27,8 +26,7 @@ impl StepBench {
     /// [`crate::Error::Config`] when nothing can be trained on such features; what a device refuses.
     pub fn new(kind: ModelKind, features: [usize; 3], images: usize, device: &Device) -> Result<Self> {
         let head = HeadConfig::published(kind, features, 0.05);
-        let precision = device.gpu().map_or(Precision::F32, Gpu::precision);
-        let config = TrainConfig { batch: images, precision, ..TrainConfig::published(kind) };
+        let config = TrainConfig { batch: images, precision: device.precision(), ..TrainConfig::published(kind) };
         let trainer = Trainer::new(head, config)?.to(device)?;
         let [height, width, channels] = features;
         let batch = |i: u64| {

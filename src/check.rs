@@ -7,10 +7,12 @@
 //!   [`ConvChoice::coarseness`] where another algorithm is forced on small convolutions;
 //! * **repeat**: one thread and several give the same bits;
 //! * **fixture**: the definition in f64 and the fast path against what PyTorch computed;
+//! * **coarser than f32** (`check/rounded.rs`): truth and fixture with products in every precision of the CPU;
 //! * **on a device** (`check/device.rs`): truth, fixture and repeat for the kernels of a GPU, real or emulated.
 
 mod device;
 mod device_bench;
+mod rounded;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,7 +20,7 @@ use std::path::{Path, PathBuf};
 pub use device_bench::{DeviceTime, Effort};
 use safetensors::SafeTensors;
 
-use crate::device::cpu::ConvChoice;
+use crate::device::cpu::{self, ConvChoice, Products};
 use crate::device::cuda::Gpu;
 use crate::error::Result;
 use crate::op::{Arg, Case, Op};
@@ -44,9 +46,13 @@ pub struct Entry {
     /// Largest error found, as a fraction of what is allowed.
     pub truth: fn() -> f64,
     /// Panics unless the bits agree.
-    pub repeat: fn(),
+    pub repeat: fn(Products),
     /// Number of cases in the fixture file, all passed.
     pub fixture: fn(&Path) -> usize,
+    /// [`Self::truth`] with products so, for their precision.
+    pub products_truth: fn(Products) -> f64,
+    /// [`Self::fixture`] with products so.
+    pub products_fixture: fn(Products, &Path) -> usize,
     /// [`Self::truth`] on a device, for the precision it was opened with.
     pub device_truth: fn(&Gpu) -> f64,
     /// [`Self::repeat`] on a device.
@@ -83,6 +89,8 @@ impl Entry {
             truth: truth::<O>,
             repeat: repeat::<O>,
             fixture: fixture::<O>,
+            products_truth: rounded::truth::<O>,
+            products_fixture: rounded::fixture::<O>,
             device_truth: device::truth::<O>,
             device_repeat: device::repeat::<O>,
             device_fixture: device::fixture::<O>,
@@ -254,9 +262,13 @@ fn truth<O: Op>() -> f64 {
     worst
 }
 
-fn repeat<O: Op>() {
-    let pools =
-        [1, 2, 3].map(|n| rayon::ThreadPoolBuilder::new().num_threads(n).build().expect("threads can be started"));
+/// Pools of one thread, two and three that compute products so.
+fn pools(products: Products) -> [rayon::ThreadPool; 3] {
+    [1, 2, 3].map(|n| cpu::products::threads(n, products).expect("threads can be started"))
+}
+
+fn repeat<O: Op>(products: Products) {
+    let pools = pools(products);
     for case in O::cases() {
         let (op, shapes, x) = (&case.op, case.shapes(), to_f32(&draw(&case, 3)));
         let dy = to_f32(&[upstream(op.infer(&shapes).expect("a case must be accepted")[0].numel())]).remove(0);

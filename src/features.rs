@@ -28,7 +28,7 @@ use crate::atomic::write_atomic;
 use crate::backbone::Backbone;
 use crate::buffer::Buffer;
 use crate::data::{decode_bytes, preprocess};
-use crate::device::cpu::simd;
+use crate::device::cpu::products;
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 use crate::train::FeatureSource;
@@ -219,8 +219,8 @@ impl<'a> Source<'a> {
         key.update(&(size as u64).to_le_bytes());
         key.update(b"RGB, upright, 8 bit, Pillow bilinear to a square, (v / 255 - mean) / std\0");
         backbone.mean().into_iter().chain(backbone.std()).for_each(|v| _ = key.update(&v.to_le_bytes()));
-        // Vector levels and devices round differently, and values are stored in the byte order of the machine.
-        let computes = backbone.gpu().map_or(simd().name().into(), |gpu| {
+        // Instructions and devices round differently, and values are stored in the byte order of the machine.
+        let computes = backbone.gpu().map_or(products().key(), |gpu| {
             let (facts, [major, minor]) = (gpu.facts(), gpu.facts().architecture);
             format!("{} {major}.{minor} {}", facts.name, gpu.precision().name())
         });

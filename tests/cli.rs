@@ -144,6 +144,12 @@ fn the_doctor_knows_the_machine() {
     let mut wrong = grad(home.path());
     wrong.arg("doctor").env("GRAD_CONV", "fft");
     go(wrong).expect(2, &["GRAD_CONV=fft", "direct or winograd"]);
+    let mut wrong = grad(home.path());
+    wrong.arg("doctor").env("GRAD_PRODUCTS", "mmx");
+    go(wrong).expect(2, &["GRAD_PRODUCTS=mmx", "fma"]);
+    let mut forced = grad(home.path());
+    forced.args(["doctor", "--device", "cpu", "--precision", "bf16"]).env("GRAD_PRODUCTS", "amx-model");
+    go(forced).expect(0, &["device     cpu, ", "bf16 by amx-model", "products   f32 by "]);
     run(home.path(), &["train", "--device", "cuda:1000"]).expect(5, &["--device cpu"]);
 }
 
@@ -507,6 +513,24 @@ fn features_of_a_device_are_kept_apart() {
     assert_eq!(features(&[]), 8);
     assert_eq!(features(&["--device", "emulated", "--precision", "bf16"]), 8);
     assert_eq!(features(&["--device", "emulated", "--precision", "bf16"]), 0);
+    assert_eq!(features(&["--device", "cpu", "--precision", "bf16"]), 8);
+    assert_eq!(features(&["--device", "cpu", "--precision", "bf16"]), 0);
+}
+
+#[test]
+fn a_run_in_bf16_on_the_cpu_stays_in_bf16() {
+    let home = new_folder();
+    let home = home.path();
+    for (out, epochs) in [("straight", "2"), ("half", "1")] {
+        train(home, out, &["--precision", "bf16", "--epochs", epochs]).expect(0, &["device    cpu, ", "bf16 by "]);
+    }
+    run(home, &["train", "--resume", "half", "--epochs", "2"]).expect(0, &["bf16 by "]);
+    assert_eq!(model(home, "straight"), model(home, "half"));
+    train(home, "full", &["--epochs", "2"]).expect(0, &["f32 by "]);
+    assert_ne!(epochs(home, "straight"), epochs(home, "full"));
+    run(home, &["eval", "half"]).expect(0, &["bf16 by "]);
+    run(home, &["selftest", "half"]).expect(0, &["bf16 by ", "passed"]);
+    run(home, &["selftest", "half", "--precision", "f32"]).expect(0, &["f32 by ", "passed"]);
 }
 
 #[test]
@@ -520,17 +544,16 @@ fn a_run_on_a_device_resumes_to_the_same_bits() {
     train("straight", "2");
     train("half", "1");
     assert_ne!(model(home, "straight"), model(home, "half"));
-    run(home, &["train", "--resume", "half", "--epochs", "2"]).expect(2, &["precision is bf16", "--precision f32"]);
     emulated(home, &["train", "--resume", "half", "--epochs", "2"]).expect(0, &["epoch 2, step 1", "bf16"]);
     assert_eq!(model(home, "straight"), model(home, "half"));
     assert_eq!(epochs(home, "straight"), epochs(home, "half"));
 
-    // A model is used in the precision that it was trained in, unless another is asked for, or the CPU computes.
+    // A model is used in the precision that it was trained in, unless another is asked for.
     let predict = |more: &[&str]| run(home, &[&["predict", "half", "data/bolt/test/hole/4.png"], more].concat());
     predict(&["--device", "emulated"]).expect(0, &["emulated device, bf16"]);
     predict(&["--device", "emulated", "--precision", "tf32"]).expect(0, &["emulated device, tf32"]);
-    predict(&[]).expect(0, &["device    cpu"]);
-    predict(&["--precision", "bf16"]).expect(2, &["the CPU computes in f32 alone"]);
+    predict(&[]).expect(0, &["device    cpu", "bf16 by "]);
+    predict(&["--precision", "f32"]).expect(0, &["device    cpu", "f32 by "]);
     run(home, &["train", "--resume", "half", "--precision", "f32"]).expect(0, &["every epoch is trained"]);
 }
 
@@ -543,5 +566,5 @@ fn devices_and_precisions_that_do_not_exist() {
     let said = emulated(home, &["doctor", "--json"]).expect(0, &[]).json();
     assert!(said["device"].as_str().unwrap().starts_with("emulated, emulated device, f32, "), "{said}");
     assert!(["kernels", "driver", "gpu"].iter().all(|key| said[key].is_string()), "{said}");
-    run(home, &["doctor", "--precision", "tf32"]).expect(2, &["precision is tf32", "device     none"]);
+    run(home, &["doctor", "--precision", "tf32"]).expect(0, &["device     cpu, ", "tf32 by "]);
 }

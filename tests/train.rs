@@ -6,12 +6,23 @@ mod training;
 
 use grad::checkpoint;
 use grad::device::Device;
+use grad::device::cpu::Products;
+use grad::device::cpu::products::threads;
+use grad::device::cuda::Precision;
 use grad::train::{TrainConfig, Trainer};
 use training::{Drawn, KINDS, bits, follow_pytorch, info, run, trainer};
 
 #[test]
 fn ten_steps_follow_pytorch() {
     follow_pytorch(&Device::Cpu, 10);
+}
+
+#[test]
+fn ten_steps_with_coarse_products_follow_pytorch() {
+    for products in [Precision::Tf32, Precision::Bf16].into_iter().flat_map(Products::available) {
+        println!("{}", products.describe());
+        threads(2, products).unwrap().install(|| follow_pytorch(&Device::Cpu, 10));
+    }
 }
 
 #[test]

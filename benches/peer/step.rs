@@ -8,6 +8,8 @@ use std::time::Instant;
 use clap::Parser;
 use grad::bench::StepBench;
 use grad::device::Device;
+use grad::device::cpu::Products;
+use grad::device::cpu::products::threads;
 use grad::device::cuda::{Gpu, Precision};
 use grad::error::{Error, Result};
 use grad::model::ModelKind;
@@ -23,7 +25,7 @@ struct Options {
     /// cpu, cuda or emulated
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// f32, tf32 or bf16; the CPU knows f32 alone
+    /// f32, tf32 or bf16
     #[arg(long, default_value = "f32")]
     precision: String,
     /// Height and width, and channels, of the features
@@ -38,24 +40,20 @@ fn named<T: Copy>(what: &str, name: &str, all: &[T], name_of: fn(T) -> &'static 
     found.ok_or_else(|| Error::config(format!("there is no {what} {name}"), format!("use one of {names}")))
 }
 
-fn bench(options: &Options) -> Result<StepBench> {
+fn bench(options: &Options, precision: Precision) -> Result<StepBench> {
     let kind = named("model", &options.model, &ModelKind::ALL, ModelKind::name)?;
-    let precision = named("precision", &options.precision, &Precision::ALL, Precision::name)?;
     let device = match options.device.as_str() {
-        "cpu" if precision == Precision::F32 => Device::Cpu,
+        "cpu" => Device::Cpu,
         "cuda" => Device::Gpu(Gpu::open(0, precision)?),
         "emulated" => Device::Gpu(Gpu::emulated(precision)?),
-        other => {
-            let what = format!("{other} cannot compute in {}", precision.name());
-            return Err(Error::config(what, "use --device cuda"));
-        }
+        other => return Err(Error::config(format!("there is no device {other}"), "use --device cpu or cuda")),
     };
     let (side, channels) = (options.features[0], options.features[1]);
     StepBench::new(kind, [side, side, channels], options.batch, &device)
 }
 
-fn answer(options: &Options) -> Result<()> {
-    let mut bench = bench(options)?;
+fn answer(options: &Options, precision: Precision) -> Result<()> {
+    let mut bench = bench(options, precision)?;
     for line in std::io::stdin().lock().lines().map_while(std::result::Result::ok) {
         let steps: u32 = line.trim().parse().ok().filter(|&n| n > 0).ok_or_else(|| {
             Error::config(format!("`{line}` is no number of steps"), "write a number of at least 1 on each line")
@@ -73,8 +71,19 @@ fn answer(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// Does it on one thread for each core, which on a CPU compute in the precision asked for.
+fn run(options: &Options) -> Result<()> {
+    let precision = named("precision", &options.precision, &Precision::ALL, Precision::name)?;
+    let products = Products::requested(if options.device == "cpu" { precision } else { Precision::F32 })?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let pool = threads(cores, products);
+    let pool =
+        pool.map_err(|e| Error::config(format!("{cores} threads cannot be started: {e}"), "free some memory"))?;
+    pool.install(|| answer(options, precision))
+}
+
 fn main() -> ExitCode {
-    match answer(&Options::parse()) {
+    match run(&Options::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("{e}");

@@ -11,7 +11,7 @@
 use rayon::prelude::*;
 
 use super::coreset::squared_distance;
-use crate::device::cpu::{Matrix, gemm, no_epilogue, simd, simd_fn};
+use crate::device::cpu::{Matrix, gemm_f32, no_epilogue, simd, simd_fn};
 
 /// Points of the bank in one product.
 const BLOCK: usize = 1024;
@@ -87,7 +87,7 @@ impl Bank {
         for (block, points) in self.points.chunks(BLOCK * c).enumerate() {
             let rows = points.len() / c;
             let (x, b, products) = (Matrix::new(x, n, c), Matrix::new(points, rows, c).t(), &mut products[..n * rows]);
-            gemm(n, rows, c, &x, &b, products, no_epilogue);
+            gemm_f32(n, rows, c, &x, &b, products, no_epilogue);
             let searched = searches.par_iter_mut().zip(products.par_chunks_exact_mut(rows));
             searched.for_each(|(search, products)| search.look(self, block * BLOCK, products));
         }

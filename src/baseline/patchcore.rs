@@ -21,7 +21,7 @@ use rayon::prelude::*;
 use super::coreset::{Coreset, greedy};
 use super::nearest::Bank;
 use super::{Baseline, Progress, RawScored, Watch, checked};
-use crate::device::cpu::{Matrix, gemm, no_epilogue};
+use crate::device::cpu::{Matrix, gemm_f32, no_epilogue};
 use crate::rng::Rng;
 use crate::train::FeatureSource;
 use crate::{Error, Result};
@@ -266,7 +266,7 @@ pub(super) fn gather(
                 None => out.copy_from_slice(&picked),
                 Some(matrix) => {
                     let (picked, matrix) = (Matrix::new(&picked, patches.len(), c), Matrix::new(matrix, c, dim));
-                    gemm(patches.len(), dim, c, &picked, &matrix, out, no_epilogue);
+                    gemm_f32(patches.len(), dim, c, &picked, &matrix, out, no_epilogue);
                 }
             }
             Ok(())

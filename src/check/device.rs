@@ -1,40 +1,26 @@
 //! The judges of an op's kernels, on the device they are given: real or emulated, in any precision.
-//!
-//! Truth is the f64 definition on the inputs as the device stores them. What the kernels may be wrong by is derived: a small
-//! multiple of what the plain definition is wrong once its factors are rounded as the precision rounds them, plus a few
-//! of its roundings of the largest value.
 
 use std::path::Path;
 
 use half::bf16;
 
-use super::{
-    Outputs, SLACK, difference, draw, expected, fixture_rounding, largest, named, run_definition, to_f32, to_f64,
-    upstream,
-};
+use super::rounded::Rounding;
+use super::{Outputs, draw, named, to_f32, upstream};
 use crate::device::cuda::{ElementKind, Gpu, GpuArg, GpuOut, Precision, Values};
 use crate::op::Op;
 use crate::shape::Shape;
 use crate::storage::Storage;
 
-/// `v` as a factor of a product in this precision.
-fn rounded(v: f32, precision: Precision) -> f32 {
-    match precision {
+/// How this precision rounds on a device.
+fn rounding(precision: Precision) -> Rounding<impl Fn(f32, bool) -> f32, impl Fn(f32) -> f32> {
+    let factor = move |v: f32| match precision {
         Precision::F32 => v,
         // The nearest number with 10 bits after the point, ties away from zero.
         Precision::Tf32 => f32::from_bits((v.to_bits() + 0x1000) & 0xffff_e000),
         Precision::Bf16 => bf16::from_f32(v).to_f32(),
-    }
-}
-
-/// A value as the device stores it.
-fn stored(v: f32, in_f32: bool, precision: Precision) -> f32 {
-    if precision == Precision::Bf16 && !in_f32 { rounded(v, precision) } else { v }
-}
-
-/// What one rounding costs, relative to the largest value.
-fn epsilon(precision: Precision) -> f64 {
-    f64::from(f32::EPSILON) * precision.coarseness()
+    };
+    let stored = move |v: f32, in_f32: bool| if precision == Precision::Bf16 && !in_f32 { factor(v) } else { v };
+    Rounding { stored, factor, coarseness: precision.coarseness() }
 }
 
 /// Forward and backward by the kernels: outputs full of NaN beforehand, withheld what the op says it does not read.
@@ -67,47 +53,9 @@ fn run<O: Op>(gpu: &Gpu, op: &O, shapes: &[Shape], x: &[Vec<f32>], dy: &[f32]) -
     (y.iter().map(read).collect(), dx.iter().map(|d| d.as_ref().map(read)).collect())
 }
 
-/// Inputs and upstream gradient as the device stores them, and the same as factors of products.
-fn prepared<O: Op>(op: &O, x: &[Vec<f32>], dy: &[f32], p: Precision) -> [(Vec<Vec<f32>>, Vec<f32>); 2] {
-    let all = |values: &[f32], f: &dyn Fn(f32) -> f32| values.iter().map(|&v| f(v)).collect::<Vec<f32>>();
-    let inputs: Vec<Vec<f32>> =
-        x.iter().enumerate().map(|(i, x)| all(x, &|v| stored(v, op.input_in_f32(i), p))).collect();
-    let dy = all(dy, &|v| stored(v, op.output_in_f32(0), p));
-    let coarse = inputs.iter().map(|x| all(x, &|v| rounded(v, p))).collect();
-    let coarse_dy = all(&dy, &|v| rounded(v, p));
-    [(inputs, dy), (coarse, coarse_dy)]
-}
-
 /// See [`super::Entry::device_truth`].
 pub(super) fn truth<O: Op>(gpu: &Gpu) -> f64 {
-    let precision = gpu.precision();
-    let mut worst = 0.0f64;
-    for case in O::cases() {
-        let (op, shapes) = (&case.op, case.shapes());
-        let mut errors: Vec<(String, f64, f64)> = vec![];
-        for seed in 0..4 {
-            let x = to_f32(&draw(&case, seed));
-            let dy = to_f32(&[upstream(op.infer(&shapes).expect("a case must be accepted")[0].numel())]).remove(0);
-            let [(x, dy), (coarse, coarse_dy)] = prepared(op, &x, &dy, precision);
-            let wide_dy = to_f64(std::slice::from_ref(&dy)).remove(0);
-            let truth = named(&run_definition(op, &shapes, &to_f64(&x), &wide_dy));
-            let plain = named(&run_definition(op, &shapes, &coarse, &coarse_dy));
-            let fast = named(&run(gpu, op, &shapes, &x, &dy));
-            errors.resize(truth.len(), (String::new(), 0.0, 0.0));
-            for (i, (name, truth)) in truth.into_iter().enumerate() {
-                let relative = |a: &[f64]| difference(a, &truth) / largest(&truth).max(f64::MIN_POSITIVE);
-                let (plain, fast) = (relative(&plain[i].1), relative(&fast[i].1));
-                assert!(fast.is_finite(), "{op:?} {shapes:?}: {name} holds a value that is not a number");
-                errors[i] = (name, errors[i].1.max(plain), errors[i].2.max(fast));
-            }
-        }
-        for (name, plain, fast) in errors {
-            let allowed = SLACK * (plain + epsilon(precision));
-            assert!(fast <= allowed, "{op:?} {shapes:?}: {name} is off by {fast:.2e}, allowed {allowed:.2e}");
-            worst = worst.max(fast / allowed);
-        }
-    }
-    worst
+    rounding(gpu.precision()).truth(|op: &O, shapes, x, dy| run(gpu, op, shapes, x, dy))
 }
 
 /// See [`super::Entry::device_repeat`]. The emulated device runs blocks and threads in another order each time.
@@ -125,18 +73,5 @@ pub(super) fn repeat<O: Op>(gpu: &Gpu) {
 
 /// See [`super::Entry::device_fixture`].
 pub(super) fn fixture<O: Op>(gpu: &Gpu, folder: &Path) -> usize {
-    let (precision, cases) = (gpu.precision(), expected::<O>(folder));
-    for e in &cases {
-        let [(x, dy), (coarse, coarse_dy)] = prepared(&e.op, &e.x, &e.dy, precision);
-        let plain = named(&run_definition(&e.op, &e.shapes, &coarse, &coarse_dy));
-        let fast = named(&run(gpu, &e.op, &e.shapes, &x, &dy));
-        for ((name, plain), (_, fast)) in plain.iter().zip(&fast) {
-            let Some(expected) = e.values.get(name) else { continue };
-            let rounding = fixture_rounding(expected) + epsilon(precision) * largest(expected);
-            let (err, allowed) = (difference(fast, expected), SLACK * (difference(plain, expected) + rounding));
-            let key = format!("{}: {}.{name}", O::NAME, e.case);
-            assert!(err <= allowed, "{key}: the kernels are off by {err:.2e}, allowed {allowed:.2e}");
-        }
-    }
-    cases.len()
+    rounding(gpu.precision()).fixture(folder, |op: &O, shapes, x, dy| run(gpu, op, shapes, x, dy))
 }

@@ -8,7 +8,7 @@ use super::machine::{Machine, reason, threads};
 use super::ui::{OutputArgs, Ui};
 use crate::backbone::Backbone;
 use crate::config::{BackboneKind, Cache, Config, DeviceChoice, MachineArgs, Settings, SourceArgs};
-use crate::device::cpu::simd::Simd;
+use crate::device::cpu::{Products, Simd};
 use crate::device::cuda::{ARCHITECTURES, Facts, Gpu};
 use crate::error::{Error, Result};
 use crate::model::ModelKind;
@@ -53,10 +53,11 @@ pub fn run(args: DoctorArgs) -> Result<()> {
         (cache, Some(_)) => format!("{cache} (NOT writable)"),
     };
 
-    let rows: [(&str, String); 12] = [
+    let rows: [(&str, String); 13] = [
         ("version", env!("CARGO_PKG_VERSION").into()),
         ("processor", processor()),
         ("vectors", format!("{} (this machine has {levels})", Simd::requested()?.name())),
+        ("products", Products::explain()),
         ("threads", threads(&config).to_string()),
         ("device", device),
         ("kernels", kernels.into()),

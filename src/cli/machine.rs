@@ -1,36 +1,38 @@
 //! What computes: the device, in which precision, and the threads beside it.
 
-use rayon::ThreadPoolBuilder;
-
 use super::ui::{Ui, count};
 use crate::config::{Config, DeviceChoice};
 use crate::device::Device;
-use crate::device::cpu::ConvChoice;
 use crate::device::cpu::simd::Simd;
+use crate::device::cpu::{self, ConvChoice, Products};
 use crate::device::cuda::{ARCHITECTURES, Gpu, Precision};
 use crate::error::{Error, Result};
 
 /// The device that was settled on.
 pub struct Machine {
     pub device: Device,
+    /// How the threads beside it compute products.
+    pub products: Products,
     /// Which it is, and why.
     pub description: String,
 }
 
 impl Machine {
     /// Opens the device that the configuration asks for. Without a precision there, a model is used in the one it was
-    /// trained in, as far as the device has it.
+    /// trained in.
     ///
     /// # Errors
     /// [`Error::Device`] and [`Error::DeviceMemory`] for a device that was asked for by name and cannot be had;
-    /// [`Error::Config`] for a wrong `GRAD_SIMD` or `GRAD_CONV`, and for a precision that the device does not have.
+    /// [`Error::Config`] for a wrong `GRAD_SIMD`, `GRAD_CONV` or `GRAD_PRODUCTS`.
     pub fn open(config: &Config, model: Option<Precision>) -> Result<Self> {
         let precision = config.precision.or(model).unwrap_or_default();
         let (device, why) = open(config.device, precision)?;
+        Simd::requested()?;
         ConvChoice::requested()?;
-        let (simd, threads) = (Simd::requested()?, count(threads(config), "thread"));
+        let on_cpu = if device.gpu().is_some() { Precision::F32 } else { precision };
+        let (products, threads) = (Products::requested(on_cpu)?, count(threads(config), "thread"));
         let description = match (&device, config.device) {
-            (Device::Cpu, _) => format!("cpu, {threads}, {} ({why})", simd.name()),
+            (Device::Cpu, _) => format!("cpu, {threads}, {} ({why})", products.describe()),
             (Device::Gpu(gpu), choice) => {
                 let place = match choice {
                     DeviceChoice::Auto => DeviceChoice::Cuda(0),
@@ -39,16 +41,7 @@ impl Machine {
                 format!("{place}, {}, {}, {threads} ({why})", gpu.facts().name, precision.name())
             }
         };
-        if device.gpu().is_none() && config.precision.is_some_and(|p| p != Precision::F32) {
-            return Err(Error::config(
-                format!(
-                    "precision is {}, and the CPU computes in f32 alone; device is {description}",
-                    precision.name()
-                ),
-                "use --precision f32, or a GPU: --device cuda",
-            ));
-        }
-        Ok(Machine { device, description })
+        Ok(Machine { device, products, description })
     }
 }
 
@@ -92,18 +85,20 @@ pub fn on_device<T: Send>(
 ) -> Result<T> {
     let machine = Machine::open(config, model)?;
     ui.note("device", &machine.description);
-    on_threads(config, || work(&machine.device))
+    on_pool(config, machine.products, || work(&machine.device))
 }
 
-/// Does `work` on a pool of as many threads as the configuration says.
+/// Does `work` that needs no device on a pool of as many threads as the configuration says.
 ///
 /// # Errors
 /// [`Error::Config`] when they cannot be started, and what `work` refuses.
 pub fn on_threads<T: Send>(config: &Config, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    on_pool(config, cpu::products(), work)
+}
+
+fn on_pool<T: Send>(config: &Config, products: Products, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let threads = threads(config);
-    let pool = ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
+    let pool = cpu::products::threads(threads, products)
         .map_err(|e| Error::config(format!("{threads} threads cannot be started: {e}"), "use fewer --threads"))?;
     pool.install(work)
 }

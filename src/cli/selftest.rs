@@ -5,7 +5,7 @@ use serde_json::json;
 use super::model_args::ModelArgs;
 use super::ui::{OutputArgs, Ui, count};
 use crate::config::SourceArgs;
-use crate::device::cuda::Precision;
+use crate::device::cpu;
 use crate::error::{Error, Result};
 use crate::golden::{allowed, replay};
 
@@ -32,7 +32,8 @@ pub fn run(args: SelftestArgs) -> Result<()> {
     let ui = Ui::new(args.output);
     let file = args.model.file();
     args.model.with_detector(&ui, SourceArgs::default(), |_, detector| {
-        let precision = detector.params.storage().gpu().map_or(Precision::F32, |gpu| gpu.precision());
+        let gpu = detector.params.storage().gpu();
+        let precision = gpu.map_or_else(|| cpu::products().precision(), |gpu| gpu.precision());
         let (replays, allowed) = (replay(&detector)?, allowed(precision));
         if replays.is_empty() {
             let help = "it was written by an earlier version or imported: calibrate it, which adds them";

@@ -3,7 +3,7 @@
 pub mod cpu;
 pub mod cuda;
 
-use cuda::Gpu;
+use cuda::{Gpu, Precision};
 
 use crate::error::Result;
 use crate::storage::Storage;
@@ -25,6 +25,11 @@ impl Device {
             Device::Cpu => None,
             Device::Gpu(gpu) => Some(gpu),
         }
+    }
+
+    /// How products are computed here. On the CPU that is a matter of the threads: see [`cpu::products`].
+    pub fn precision(&self) -> Precision {
+        self.gpu().map_or_else(|| cpu::products::products().precision(), Gpu::precision)
     }
 
     /// Whether an array lies here.

@@ -96,7 +96,7 @@ fn fast_product(a: Operand<f32>, b: Operand<f32>) -> Vec<f32> {
     }
     let ([m, k], [_, n]) = (a.size(), b.size());
     let mut c = vec![0.0; m * n];
-    cpu::gemm(m, n, k, &matrix(&a), &matrix(&b), &mut c, cpu::no_epilogue);
+    cpu::gemm_f32(m, n, k, &matrix(&a), &matrix(&b), &mut c, cpu::no_epilogue);
     c
 }
 

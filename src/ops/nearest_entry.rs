@@ -101,7 +101,7 @@ impl Op for NearestEntry {
         let (m, keys) = (x[0].data.len() / c, x[1].data);
         let mut products = Buffer::scratch(m * entries);
         let (a, b) = (Matrix::new(x[0].data, m, c), Matrix::new(keys, entries, c));
-        cpu::gemm(m, entries, c, &a, &b.t(), &mut products, cpu::no_epilogue);
+        cpu::gemm_f32(m, entries, c, &a, &b.t(), &mut products, cpu::no_epilogue);
         let norms: Vec<f64> = keys.chunks_exact(c).map(norm2).collect();
         let longest = norms.iter().fold(0.0f64, |a, b| a.max(*b)).sqrt();
         let rows = y[0].par_iter_mut().zip(products.par_chunks(entries)).zip(x[0].data.par_chunks(c));

@@ -13,7 +13,7 @@
 
 use super::gemm::{Matrix, gemm_at, no_epilogue};
 use super::pack::{MAX_DEPTH, PackA, PackB, ZEROS, interleave};
-use super::simd::{Simd, simd};
+use super::products::{Products, products};
 use super::winograd::{self, ConvChoice};
 use std::ops::Range;
 
@@ -88,11 +88,11 @@ pub fn conv2d_forward(
     y: &mut [f32],
     epilogue: impl Fn(usize, &mut [f32]) + Sync,
 ) {
-    if ConvChoice::of_process().takes_winograd(g) {
+    if by_winograd(products(), g) {
         g.check(x.len(), w.len(), y.len());
-        return winograd::forward_at(simd(), g, x, w, y, epilogue);
+        return winograd::forward_at(products().simd(), g, x, w, y, epilogue);
     }
-    forward_at(simd(), g, x, w, y, epilogue);
+    forward_at(products(), g, x, w, y, epilogue);
 }
 
 /// `dx: [n, h, w, ci]` from `dy: [n, out_h, out_w, co]` and `w: [kh, kw, ci, co]`.
@@ -100,11 +100,11 @@ pub fn conv2d_forward(
 /// # Panics
 /// If a slice does not fit the geometry.
 pub fn conv2d_backward_input(g: &ConvGeometry, dy: &[f32], w: &[f32], dx: &mut [f32]) {
-    if ConvChoice::of_process().takes_winograd(g) {
+    if by_winograd(products(), g) {
         g.check(dx.len(), w.len(), dy.len());
-        return winograd::backward_input_at(simd(), g, dy, w, dx);
+        return winograd::backward_input_at(products().simd(), g, dy, w, dx);
     }
-    backward_input_at(simd(), g, dy, w, dx);
+    backward_input_at(products(), g, dy, w, dx);
 }
 
 /// `dw: [kh, kw, ci, co]` from `x: [n, h, w, ci]` and `dy: [n, out_h, out_w, co]`.
@@ -112,15 +112,21 @@ pub fn conv2d_backward_input(g: &ConvGeometry, dy: &[f32], w: &[f32], dx: &mut [
 /// # Panics
 /// If a slice does not fit the geometry.
 pub fn conv2d_backward_weight(g: &ConvGeometry, x: &[f32], dy: &[f32], dw: &mut [f32]) {
-    if ConvChoice::of_process().takes_winograd(g) {
+    if by_winograd(products(), g) {
         g.check(x.len(), dw.len(), dy.len());
-        return winograd::backward_weight_at(simd(), g, x, dy, dw);
+        return winograd::backward_weight_at(products().simd(), g, x, dy, dw);
     }
-    backward_weight_at(simd(), g, x, dy, dw);
+    backward_weight_at(products(), g, x, dy, dw);
+}
+
+/// Whether Winograd's algorithm computes this. With factors coarser than f32 it never does: its transforms would magnify
+/// their rounding.
+fn by_winograd(products: Products, g: &ConvGeometry) -> bool {
+    products.coarseness() == 1.0 && ConvChoice::of_process().takes_winograd(g)
 }
 
 fn forward_at(
-    level: Simd,
+    products: impl Into<Products>,
     g: &ConvGeometry,
     x: &[f32],
     w: &[f32],
@@ -130,21 +136,21 @@ fn forward_at(
     g.check(x.len(), w.len(), y.len());
     let k = g.taps() * g.ci;
     let patches = Patches::of_output(g, x);
-    gemm_at(level, [g.out_rows(), g.co, k], &patches, &Matrix::new(w, k, g.co), y, epilogue);
+    gemm_at(products, [g.out_rows(), g.co, k], &patches, &Matrix::new(w, k, g.co), y, epilogue);
 }
 
-fn backward_input_at(level: Simd, g: &ConvGeometry, dy: &[f32], w: &[f32], dx: &mut [f32]) {
+fn backward_input_at(products: impl Into<Products>, g: &ConvGeometry, dy: &[f32], w: &[f32], dx: &mut [f32]) {
     g.check(dx.len(), w.len(), dy.len());
     let patches = Patches::of_input(g, dy);
     let weights = TransposedTaps { w, ci: g.ci, co: g.co };
-    gemm_at(level, [g.in_rows(), g.ci, g.taps() * g.co], &patches, &weights, dx, no_epilogue);
+    gemm_at(products, [g.in_rows(), g.ci, g.taps() * g.co], &patches, &weights, dx, no_epilogue);
 }
 
-fn backward_weight_at(level: Simd, g: &ConvGeometry, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+fn backward_weight_at(products: impl Into<Products>, g: &ConvGeometry, x: &[f32], dy: &[f32], dw: &mut [f32]) {
     g.check(x.len(), dw.len(), dy.len());
     let pixels = g.out_rows();
     let patches = TransposedPatches { g, x };
-    gemm_at(level, [g.taps() * g.ci, g.co, pixels], &patches, &Matrix::new(dy, pixels, g.co), dw, no_epilogue);
+    gemm_at(products, [g.taps() * g.ci, g.co, pixels], &patches, &Matrix::new(dy, pixels, g.co), dw, no_epilogue);
 }
 
 /// How a position along one axis and a tap of the kernel lead to a position of the other side.
@@ -316,11 +322,11 @@ impl PackA for TransposedPatches<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{assert_close, random, same_bits_for_1_and_2_threads};
+    use super::super::testing::{assert_close, product, random, same_bits_for_1_and_2_threads};
     use super::*;
 
     /// Calls `f(x index, w index, y index)` for every product of the definition.
-    fn products(g: &ConvGeometry, mut f: impl FnMut(usize, usize, usize)) {
+    fn each_product(g: &ConvGeometry, mut f: impl FnMut(usize, usize, usize)) {
         let (oh, ow) = (g.out_h(), g.out_w());
         for n in 0..g.n {
             for (p, i, j) in (0..oh * ow).flat_map(|p| (0..g.taps()).map(move |t| (p, t / g.kw, t % g.kw))) {
@@ -350,7 +356,7 @@ mod tests {
     ];
 
     #[test]
-    fn forward_and_gradients_match_plain_loops_at_every_level() {
+    fn forward_and_gradients_match_plain_loops_in_every_way() {
         for g in SHAPES {
             let x = random(g.in_rows() * g.ci, 1);
             let w = random(g.taps() * g.ci * g.co, 2);
@@ -361,22 +367,22 @@ mod tests {
                          b: &[f32],
                          pick: fn(usize, usize, usize) -> [usize; 3],
                          len: usize,
-                         run: &(dyn Fn(Simd, &mut [f32]) + Sync)| {
-                let (mut low, mut high, mut scale) = (vec![0.0f32; len], vec![0.0f64; len], vec![0.0f64; len]);
-                products(&g, |x, w, y| {
-                    let [a_at, b_at, out] = pick(x, w, y);
-                    let product = f64::from(a[a_at]) * f64::from(b[b_at]);
-                    low[out] += a[a_at] * b[b_at];
-                    high[out] += product;
-                    scale[out] += product.abs();
-                });
-                for level in Simd::available() {
+                         run: &(dyn Fn(Products, &mut [f32]) + Sync)| {
+                for way in Products::all() {
+                    let (mut low, mut high, mut scale) = (vec![0.0f32; len], vec![0.0f64; len], vec![0.0f64; len]);
+                    each_product(&g, |x, w, y| {
+                        let [a_at, b_at, out] = pick(x, w, y);
+                        let product = product(way, a[a_at], b[b_at]);
+                        low[out] += product as f32;
+                        high[out] += product;
+                        scale[out] += product.abs();
+                    });
                     let got = same_bits_for_1_and_2_threads(|| {
                         let mut out = vec![f32::NAN; len];
-                        run(level, &mut out);
+                        run(way, &mut out);
                         out
                     });
-                    assert_close(&got, &low, &high, &scale, &format!("{name} {g:?} {level:?}"));
+                    assert_close(&got, &low, &high, &scale, &format!("{name} {g:?} {way:?}"));
                 }
             };
             check("forward", &x, &w, |x, w, y| [x, w, y], dy.len(), &|l, y| forward_at(l, &g, &x, &w, y, no_epilogue));

@@ -10,13 +10,14 @@
 //! ```
 //! Every element of C is one sum in one order, whatever the number of threads.
 
-use super::microkernel::{MAX_MR, MAX_NR, Tile};
+use super::microkernel::Tile;
 pub use super::pack::Matrix;
-use super::pack::{MAX_DEPTH, PackA, PackB};
+use super::pack::{PackA, PackB};
+use super::products::{Products, products};
 use super::rows::{chunks, with_scratch};
-use super::simd::{Simd, simd};
+use super::simd::simd;
 
-/// Floats of packed B that are used before more are packed: 8 MiB.
+/// Words of packed B that are used before more are packed: 8 MiB.
 const PACKED_B: usize = 2 << 20;
 
 /// Products below this many multiplications run on the calling thread: about 30 microseconds of work.
@@ -24,16 +25,19 @@ const SERIAL: usize = 1 << 20;
 
 /// Rows of one block of C, which is what the epilogue gets at a time: a function of the shape alone.
 pub fn row_block(m: usize, n: usize) -> usize {
+    /// Rows of the largest tile of vectors.
+    const MR: usize = 8;
     // Enough blocks to share out evenly, few enough that B is not streamed too often, and C within L2.
-    let shared = m.div_ceil(16).next_multiple_of(MAX_MR);
-    let cached = ((128 << 10) / n.max(1)).max(1).next_multiple_of(MAX_MR);
-    shared.min(cached).clamp(MAX_MR, 192)
+    let shared = m.div_ceil(16).next_multiple_of(MR);
+    let cached = ((128 << 10) / n.max(1)).max(1).next_multiple_of(MR);
+    shared.min(cached).clamp(MR, 192)
 }
 
 /// For a product whose rows need no more work.
 pub fn no_epilogue(_first_row: usize, _rows: &mut [f32]) {}
 
-/// `c = a · b` with `a: [m, k]`, `b: [k, n]` and `c: [m, n]` row-major; what `c` held is overwritten.
+/// `c = a · b` with `a: [m, k]`, `b: [k, n]` and `c: [m, n]` row-major; what `c` held is overwritten. Factors are rounded,
+/// or not, as [`products`] of this thread says.
 ///
 /// `epilogue(first_row, rows)` is called once for every block of [`row_block`] finished rows (the last may be
 /// shorter), in any order and from any thread, while they are still in cache: block number `first_row / row_block(m, n)`.
@@ -49,12 +53,28 @@ pub fn gemm(
     c: &mut [f32],
     epilogue: impl Fn(usize, &mut [f32]) + Sync,
 ) {
+    gemm_at(products(), [m, n, k], a, b, c, epilogue);
+}
+
+/// [`gemm`] in f32 on every thread: for what is no layer's product, and must not be rounded.
+///
+/// # Panics
+/// As [`gemm`].
+pub fn gemm_f32(
+    m: usize,
+    n: usize,
+    k: usize,
+    a: &impl PackA,
+    b: &impl PackB,
+    c: &mut [f32],
+    epilogue: impl Fn(usize, &mut [f32]) + Sync,
+) {
     gemm_at(simd(), [m, n, k], a, b, c, epilogue);
 }
 
-/// [`gemm`] at a given SIMD level.
+/// [`gemm`] by a given way to multiply, or in f32 at a given vector level.
 pub(super) fn gemm_at(
-    level: Simd,
+    products: impl Into<Products>,
     [m, n, k]: [usize; 3],
     a: &impl PackA,
     b: &impl PackB,
@@ -73,27 +93,28 @@ pub(super) fn gemm_at(
             epilogue(i * rows, c);
         });
     }
-    let tile = Tile::of(level);
+    let tile = Tile::of(products.into());
     let n_packed = n.next_multiple_of(tile.lanes);
-    let kc = k.div_ceil(k.div_ceil(MAX_DEPTH));
-    let stretch = (PACKED_B / (n_packed * kc)).max(1) * kc;
+    let kc = tile.form.depth(k);
+    let block = tile.form.words(kc) * n_packed;
+    let stretch = (PACKED_B / block).max(1) * kc;
     for start in (0..k).step_by(stretch) {
         let end = k.min(start + stretch);
-        with_scratch((end - start) * n_packed, |packed_b| {
-            chunks(parallel, packed_b, kc * n_packed, |i, block| {
-                let k0 = start + i * kc;
-                let depth = block.len() / n_packed;
-                chunks(parallel, block, depth * tile.nr, |j, panel| {
+        let part = |i: usize| start + i * kc..end.min(start + (i + 1) * kc);
+        let whole = (end - start) / kc;
+        with_scratch(whole * block + tile.form.words((end - start) % kc) * n_packed, |packed_b| {
+            chunks(parallel, packed_b, block, |i, block| {
+                let words = block.len() / n_packed;
+                chunks(parallel, block, words * tile.nr, |j, panel| {
                     let cols = j * tile.nr..n.min((j + 1) * tile.nr);
-                    b.pack_b(k0..k0 + depth, cols, panel.len() / depth, panel);
+                    tile.pack_b(b, part(i), cols, panel.len() / words, panel);
                 });
             });
             let packed_b = &*packed_b;
             chunks(parallel, c, rows * n, |i, c| {
                 let first = i * rows;
-                for (i, b) in packed_b.chunks(kc * n_packed).enumerate() {
-                    let k0 = start + i * kc;
-                    multiply_rows(tile, first, n, k0..k0 + b.len() / n_packed, a, b, c);
+                for (i, b) in packed_b.chunks(block).enumerate() {
+                    multiply_rows(tile, first, n, part(i), a, b, c);
                 }
                 if end == k {
                     epilogue(first, c);
@@ -113,16 +134,17 @@ fn multiply_rows(
     b: &[f32],
     c: &mut [f32],
 ) {
-    let (rows, depth, accumulate) = (c.len() / n, ks.len(), ks.start > 0);
-    let panel = depth * tile.mr;
-    with_scratch(rows.next_multiple_of(tile.mr) * depth, |packed_a| {
+    let (rows, words, accumulate) = (c.len() / n, tile.form.words(ks.len()), ks.start > 0);
+    let panel = words * tile.mr;
+    with_scratch(rows.next_multiple_of(tile.mr) * words, |packed_a| {
         for (i, panel) in packed_a.chunks_exact_mut(panel).enumerate() {
             let row = i * tile.mr;
-            a.pack_a(first + row..first + rows.min(row + tile.mr), ks.clone(), tile.mr, panel);
+            tile.pack_a(a, first + row..first + rows.min(row + tile.mr), ks.clone(), panel);
         }
-        let mut b_panels = b.chunks(depth * tile.nr).enumerate().peekable();
+        let _registers = tile.registers();
+        let mut b_panels = b.chunks(words * tile.nr).enumerate().peekable();
         while let Some((j, b)) = b_panels.next() {
-            let (col, width) = (j * tile.nr, b.len() / depth);
+            let (col, width) = (j * tile.nr, b.len() / words);
             let next = b_panels.peek().map_or(&[][..], |(_, next)| next);
             let mut ahead = next.chunks(next.len().div_ceil(packed_a.len() / panel).max(1));
             for (i, a) in packed_a.chunks_exact(panel).enumerate() {
@@ -130,10 +152,15 @@ fn multiply_rows(
                 prefetch(ahead.next().unwrap_or(&[]));
                 let row = i * tile.mr;
                 if row + tile.mr <= rows && col + width <= n {
-                    tile.run(width, a, b, &mut c[row * n + col..], n, accumulate);
+                    // SAFETY: the registers live until the end of the block.
+                    unsafe { tile.run(width, a, b, &mut c[row * n + col..], n, accumulate) };
                 } else {
                     let c = &mut c[row * n..rows.min(row + tile.mr) * n];
-                    edge(tile, width, a, b, c, n, col, accumulate);
+                    with_scratch(tile.mr * width, |sums| {
+                        // SAFETY: as above.
+                        unsafe { tile.run(width, a, b, sums, width, false) };
+                        edge(sums, width, c, n, col, accumulate);
+                    });
                 }
             }
         }
@@ -153,12 +180,9 @@ pub(super) fn prefetch(data: &[f32]) {
     let _ = data;
 }
 
-/// A tile that hangs over the lower or right edge of C goes through a buffer.
-#[allow(clippy::too_many_arguments)]
-fn edge(tile: Tile, width: usize, a: &[f32], b: &[f32], c: &mut [f32], n: usize, col: usize, accumulate: bool) {
-    let mut buffer = [0.0; MAX_MR * MAX_NR];
-    tile.run(width, a, b, &mut buffer, width, false);
-    for (c, sums) in c.chunks_exact_mut(n).zip(buffer.chunks_exact(width)) {
+/// What a tile that hangs over the lower or right edge of C has there.
+fn edge(sums: &[f32], width: usize, c: &mut [f32], n: usize, col: usize, accumulate: bool) {
+    for (c, sums) in c.chunks_exact_mut(n).zip(sums.chunks_exact(width)) {
         for (c, sum) in c[col..].iter_mut().zip(sums) {
             *c = if accumulate { *c + sum } else { *sum };
         }
@@ -167,20 +191,21 @@ fn edge(tile: Tile, width: usize, a: &[f32], b: &[f32], c: &mut [f32], n: usize,
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{assert_close, random, same_bits_for_1_and_2_threads};
+    use super::super::testing::{assert_close, product, random, same_bits_for_1_and_2_threads};
     use super::*;
+    use crate::device::cuda::Precision;
     use std::sync::Mutex;
 
-    /// Plain loops: f32, f64, and the sum of absolute products.
-    fn plain(m: usize, n: usize, k: usize, a: &[f32], b: &[f32]) -> (Vec<f32>, Vec<f64>, Vec<f64>) {
+    /// Plain loops over what `way` makes of two factors: f32, f64, and the sum of absolute products.
+    fn plain(way: Products, [m, n, k]: [usize; 3], a: &[f32], b: &[f32]) -> (Vec<f32>, Vec<f64>, Vec<f64>) {
         let (mut low, mut high, mut scale) = (vec![0.0f32; m * n], vec![0.0f64; m * n], vec![0.0f64; m * n]);
         for i in 0..m {
             for l in 0..k {
                 for j in 0..n {
-                    let (x, y) = (a[i * k + l], b[l * n + j]);
-                    low[i * n + j] += x * y;
-                    high[i * n + j] += f64::from(x) * f64::from(y);
-                    scale[i * n + j] += (f64::from(x) * f64::from(y)).abs();
+                    let product = product(way, a[i * k + l], b[l * n + j]);
+                    low[i * n + j] += product as f32;
+                    high[i * n + j] += product;
+                    scale[i * n + j] += product.abs();
                 }
             }
         }
@@ -192,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn every_level_and_shape_matches_plain_loops() {
+    fn every_way_and_shape_matches_plain_loops() {
         let shapes = [
             (1, 1, 1),
             (2, 3, 0),
@@ -211,14 +236,14 @@ mod tests {
         for (m, n, k) in shapes {
             let (a, b) = (random(m * k, 1), random(k * n, 2));
             let (at, bt) = (transposed(&a, m, k), transposed(&b, k, n));
-            let (low, high, scale) = plain(m, n, k, &a, &b);
-            for level in Simd::available() {
+            for way in Products::all() {
+                let (low, high, scale) = plain(way, [m, n, k], &a, &b);
                 let run = |a: Matrix, b: Matrix| {
                     let mut c = vec![f32::NAN; m * n];
-                    gemm_at(level, [m, n, k], &a, &b, &mut c, no_epilogue);
+                    gemm_at(way, [m, n, k], &a, &b, &mut c, no_epilogue);
                     c
                 };
-                let what = format!("{m}x{n}x{k} {level:?}");
+                let what = format!("{m}x{n}x{k} {way:?}");
                 let (am, bm) = (Matrix::new(&a, m, k), Matrix::new(&b, k, n));
                 let c = same_bits_for_1_and_2_threads(|| run(am, bm));
                 assert_close(&c, &low, &high, &scale, &what);
@@ -230,21 +255,21 @@ mod tests {
 
     #[test]
     fn long_sums_are_packed_in_stretches() {
-        // 9000 x 240 floats of B exceed the packed buffer.
-        let (m, n, k) = (20, 240, 9000);
+        // 18000 x 240 factors of B exceed the packed buffer, even as bf16.
+        let (m, n, k) = (5, 240, 18000);
         let (a, b) = (random(m * k, 5), random(k * n, 6));
-        let (low, high, scale) = plain(m, n, k, &a, &b);
-        for level in Simd::available() {
+        for way in Products::all() {
+            let (low, high, scale) = plain(way, [m, n, k], &a, &b);
             let c = same_bits_for_1_and_2_threads(|| {
                 let calls = Mutex::new(0);
                 let mut c = vec![f32::NAN; m * n];
-                gemm_at(level, [m, n, k], &Matrix::new(&a, m, k), &Matrix::new(&b, k, n), &mut c, |_, _| {
+                gemm_at(way, [m, n, k], &Matrix::new(&a, m, k), &Matrix::new(&b, k, n), &mut c, |_, _| {
                     *calls.lock().unwrap() += 1;
                 });
                 assert_eq!(calls.into_inner().unwrap(), m.div_ceil(row_block(m, n)));
                 c
             });
-            assert_close(&c, &low, &high, &scale, &format!("{level:?}"));
+            assert_close(&c, &low, &high, &scale, &format!("{way:?}"));
         }
     }
 
@@ -256,11 +281,11 @@ mod tests {
         let (a, b) = (Matrix::strided(&data[90..], m, k, 30, 2), Matrix::strided(&data[7..], k, n, 60, 1));
         let dense_a: Vec<f32> = (0..m * k).map(|i| data[90 + i / k * 30 + i % k * 2]).collect();
         let dense_b: Vec<f32> = (0..k * n).map(|i| data[7 + i / n * 60 + i % n]).collect();
-        let (low, high, scale) = plain(m, n, k, &dense_a, &dense_b);
-        for level in Simd::available() {
+        for way in Products::all() {
+            let (low, high, scale) = plain(way, [m, n, k], &dense_a, &dense_b);
             let mut c = vec![f32::NAN; m * n];
-            gemm_at(level, [m, n, k], &a, &b, &mut c, no_epilogue);
-            assert_close(&c, &low, &high, &scale, &format!("{level:?}"));
+            gemm_at(way, [m, n, k], &a, &b, &mut c, no_epilogue);
+            assert_close(&c, &low, &high, &scale, &format!("{way:?}"));
         }
     }
 
@@ -291,10 +316,30 @@ mod tests {
         let (m, n, k) = (20, 50, 30);
         let (mut a, b) = (random(m * k, 1), random(k * n, 2));
         a[7 * k + 3] = f32::NAN;
-        for level in Simd::available() {
+        for way in Products::all() {
             let mut c = vec![0.0; m * n];
-            gemm_at(level, [m, n, k], &Matrix::new(&a, m, k), &Matrix::new(&b, k, n), &mut c, no_epilogue);
+            gemm_at(way, [m, n, k], &Matrix::new(&a, m, k), &Matrix::new(&b, k, n), &mut c, no_epilogue);
             assert!(c.chunks(n).enumerate().all(|(i, row)| row.iter().all(|v| v.is_nan() == (i == 7))));
+        }
+    }
+
+    #[test]
+    fn factors_in_two_terms_are_good_to_sixteen_bits() {
+        let (m, n, k) = (40, 33, 700);
+        let (a, b) = (random(m * k, 1), random(k * n, 2));
+        let (_, truth, scale) = plain(simd().into(), [m, n, k], &a, &b);
+        for way in Products::available(Precision::Tf32).into_iter().filter(|way| way.terms() == 2) {
+            let mut c = vec![f32::NAN; m * n];
+            gemm_at(way, [m, n, k], &Matrix::new(&a, m, k), &Matrix::new(&b, k, n), &mut c, no_epilogue);
+            let error = |i: usize| f64::from(c[i]) - truth[i];
+            // Each factor is off by 2^-18 of it where its first term is, and 2^-18 of the product is left out. Roundings
+            // of sums are small beside that.
+            let bound = 3.0 / 262_144.0 + 1e-6;
+            assert!((0..m * n).all(|i| error(i).abs() <= bound * scale[i]), "{way:?}");
+            let norm = |v: &dyn Fn(usize) -> f64| (0..m * n).map(|i| v(i) * v(i)).sum::<f64>().sqrt();
+            let relative = norm(&error) / norm(&|i| truth[i]);
+            println!("{}: relative error {relative:.2e}", way.describe());
+            assert!(relative <= bound, "{way:?}: {relative:e}");
         }
     }
 }

@@ -8,7 +8,8 @@
 //! | [`mod@simd`] | which instructions this machine has, and the macro that compiles a loop for each of them |
 //! | [`mod@math`] | `exp`, `tanh`, `sigmoid` that the compiler can vectorise |
 //! | [`mod@rows`] | row-wise loops over threads, sums over columns |
-//! | [`mod@gemm`] | matrix product: blocking and threads (`pack`: gathering of operands, `microkernel`: the register tile) |
+//! | [`mod@products`] | in which precision products are computed, and by which instructions |
+//! | [`mod@gemm`] | matrix product: blocking and threads (`pack`: gathering of operands, `panel`: how they are stored, `bf16`: rounded, `microkernel`: the register tile, `amx`: that of AMX) |
 //! | [`mod@conv`] | dense convolution as matrix products over patches that are never written to memory |
 //! | [`mod@winograd`] | 3x3 convolution of wide layers with a quarter of the multiplications |
 //! | [`mod@depthwise`] | convolution of each channel by itself |
@@ -24,12 +25,16 @@
 //!
 //! Slices of a length that does not fit the given sizes are a bug of the caller and panic.
 
+mod amx;
+mod bf16;
 pub mod conv;
 pub mod depthwise;
 pub mod gemm;
 pub mod math;
 mod microkernel;
 mod pack;
+mod panel;
+pub mod products;
 pub mod rows;
 pub mod simd;
 #[cfg(test)]
@@ -38,9 +43,10 @@ pub mod winograd;
 
 pub use conv::{ConvGeometry, conv2d_backward_input, conv2d_backward_weight, conv2d_forward};
 pub use depthwise::{DepthwiseGeometry, depthwise_backward_input, depthwise_backward_weight, depthwise_forward};
-pub use gemm::{Matrix, gemm, no_epilogue, row_block};
+pub use gemm::{Matrix, gemm, gemm_f32, no_epilogue, row_block};
 pub use math::{exp_f32, sigmoid_f32, tanh_f32};
 pub use pack::{PackA, PackB};
+pub use products::{Products, products};
 pub use rows::{CHUNK, add_assign, blocked_sums, column_sums, par_rows};
 pub(crate) use simd::simd_fn;
 pub use simd::{Simd, simd};

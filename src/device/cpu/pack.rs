@@ -148,9 +148,10 @@ fn interleave4(lanes: [&[f32]; 4], dst: &mut [f32], stride: usize) {
     }
 }
 
+/// Rows of four become columns.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn transpose4(rows: [[f32; 4]; 4]) -> [[f32; 4]; 4] {
+pub(super) fn transpose4(rows: [[f32; 4]; 4]) -> [[f32; 4]; 4] {
     use std::arch::x86_64::*;
     // SAFETY: SSE is part of x86-64; a vector and an array of 4 floats hold the same 16 bytes.
     unsafe {
@@ -168,6 +169,6 @@ fn transpose4(rows: [[f32; 4]; 4]) -> [[f32; 4]; 4] {
 
 #[cfg(not(target_arch = "x86_64"))]
 #[inline(always)]
-fn transpose4(rows: [[f32; 4]; 4]) -> [[f32; 4]; 4] {
+pub(super) fn transpose4(rows: [[f32; 4]; 4]) -> [[f32; 4]; 4] {
     std::array::from_fn(|j| std::array::from_fn(|i| rows[i][j]))
 }

@@ -1,5 +1,8 @@
 //! What the tests of the kernels share: random data, tolerances from f64 truth, runs on 1 and 2 threads.
 
+use super::bf16::rounded;
+use super::products::Products;
+
 /// Numbers in about [-1, 1), the same for the same seed.
 pub fn random(len: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(0x1234_5678_9ABC_DEF1);
@@ -10,6 +13,14 @@ pub fn random(len: usize, seed: u64) -> Vec<f32> {
         (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     };
     (0..len).map(|_| next()).collect()
+}
+
+/// What `products` make of two numbers, exactly: of factors in two terms, the product of both small ones is left out.
+pub fn product(products: Products, a: f32, b: f32) -> f64 {
+    let [fa, fb] = [a, b].map(|v| f64::from(products.factor(v)));
+    let small = |v: f32, factor: f64| factor - f64::from(rounded(v));
+    let left_out = if products.terms() == 2 { small(a, fa) * small(b, fb) } else { 0.0 };
+    fa * fb - left_out
 }
 
 /// Asserts that `got` is at most as far from the truth as 4 times what a plain f32 loop is, plus a few roundings of

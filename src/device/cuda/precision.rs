@@ -6,7 +6,8 @@
 //! | `tf32` | f32 | TF32 | 2⁻¹¹ |
 //! | `bf16` | bf16 | bf16 | 2⁻⁸ |
 //!
-//! Parameters, their gradients, statistics, losses and every sum are f32 or wider in all of them.
+//! Parameters, their gradients, statistics, losses and every sum are f32 or wider in all of them. What the CPU makes of each:
+//! [`crate::device::cpu::products`].
 
 use serde::{Deserialize, Serialize};
 

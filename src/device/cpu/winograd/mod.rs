@@ -37,7 +37,7 @@ use std::ops::Range;
 
 use super::conv::{ConvGeometry, TransposedTaps};
 use super::gemm::no_epilogue;
-use super::microkernel::{MAX_MR, Tile};
+use super::microkernel::{MAX_F32_ROWS, Tile};
 use super::pack::{MAX_DEPTH, Matrix, PackA, PackB};
 use super::rows::with_scratch;
 use super::simd::Simd;
@@ -152,7 +152,7 @@ impl Places {
     /// Floats from one place to the next: whole register tiles, and never a power of two, which would put all 36 into the
     /// same lines of a cache.
     fn stride(&self) -> usize {
-        self.tiles().next_multiple_of(MAX_MR) * self.pitch + LANES
+        self.tiles().next_multiple_of(MAX_F32_ROWS) * self.pitch + LANES
     }
 
     /// The transforms of a stretch: `f(row of tiles, its part of each place)`.
@@ -185,7 +185,7 @@ struct Weights<W, T> {
 impl<W: PackB, T: Fn(usize) -> usize + Sync> Weights<W, T> {
     /// `w: [9 * ci, co]`, of which place `i` of the kernel has the rows of tap `tap(i)`.
     fn new(level: Simd, w: W, tap: T, ci: usize, co: usize) -> Self {
-        Weights { tile: Tile::of(level), level, w, tap, ci, co }
+        Weights { tile: Tile::of(level.into()), level, w, tap, ci, co }
     }
 
     /// Columns in the panels of a place.
@@ -277,7 +277,8 @@ impl<W: PackB, T: Fn(usize) -> usize + Sync> Weights<W, T> {
                 for (j, panel) in u.chunks(PRODUCTS * depth * nr).enumerate() {
                     let b = &panel[product * (panel.len() / PRODUCTS)..][..panel.len() / PRODUCTS];
                     for (a, c) in packed.chunks_exact(depth * mr).zip(data.chunks_mut(mr * pitch)) {
-                        self.tile.run(b.len() / depth, a, b, &mut c[j * nr..], pitch, i > 0);
+                        // SAFETY: products of f32 need no registers made ready.
+                        unsafe { self.tile.run(b.len() / depth, a, b, &mut c[j * nr..], pitch, i > 0) };
                     }
                 }
             }

@@ -15,7 +15,7 @@ const ROWS: usize = 8;
 
 /// [`conv2d_backward_weight`](super::super::conv2d_backward_weight).
 pub fn backward_weight_at(level: Simd, g: &ConvGeometry, x: &[f32], dy: &[f32], dw: &mut [f32]) {
-    let (tile, size) = (Tile::of(level), [g.out_h(), g.out_w()]);
+    let (tile, size) = (Tile::of(level.into()), [g.out_h(), g.out_w()]);
     let cut = Cut::new(g.n, size);
     let input = cut.side(x, [g.h, g.w], g.ci, [0, 2].map(|i| -(g.pad[i] as isize)));
     let output = cut.side(dy, size, g.co, [0, 0]);
@@ -74,7 +74,8 @@ fn add_product(
                 for sums in sums.chunks_exact(pitch) {
                     prefetch(&sums[j * nr..width.min((j + 1) * nr)]);
                 }
-                tile.run(panel.len() / tiles, a, panel, &mut sums[j * nr..], pitch, accumulate);
+                // SAFETY: products of f32 need no registers made ready.
+                unsafe { tile.run(panel.len() / tiles, a, panel, &mut sums[j * nr..], pitch, accumulate) };
             }
         }
     });

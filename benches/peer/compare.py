@@ -28,6 +28,8 @@ MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
     "MALLOC_TOP_PAD_": "268435456",
 }
+# Both sides as a machine with AVX2 alone would run them.
+AVX2 = {"GRAD_SIMD": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 # Steps to warm up with, steps of a sample, and seconds to rest after one: idle threads of either side spin for a while.
 PACE = {"cpu": (2, 1, 0.3), "cuda": (10, 20, 0.02), "emulated": (1, 1, 0)}
 
@@ -58,11 +60,19 @@ class Side:
         return peak
 
 
-def processor():
-    for line in open("/proc/cpuinfo"):
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
+def machine():
+    """What a result on a CPU is of: processor, cores, the vector instructions that matter here."""
+    flags = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "BF16", "amx_bf16": "AMX"}
+    about = dict(line.split(":", 1) for line in open("/proc/cpuinfo") if ":" in line)
+    about = {key.strip(): value.strip() for key, value in about.items()}
+    found = about.get("flags", "").split()
+    features = ", ".join(name for flag, name in flags.items() if flag in found)
+    return {"processor": about.get("model name", platform.processor()), "cores": os.cpu_count(), "features": features}
+
+
+def headline(*more):
+    """The first line that is printed."""
+    return ", ".join(["{processor}, {cores} cores, {features}".format(**machine()), *more])
 
 
 def compare(options, model):
@@ -70,8 +80,9 @@ def compare(options, model):
     warm_up, steps, rest = PACE[options.device]
     features = ["--features", *map(str, options.features)]
     common = [model, "--batch", str(options.batch), "--device", options.device, "--precision", options.precision]
-    sides = {"ours": Side([options.step, *common, *features])}
-    environment = MALLOC if options.device == "cpu" else None
+    only = AVX2 if options.isa == "avx2" else {}
+    sides = {"ours": Side([options.step, *common, *features], only)}
+    environment = (MALLOC if options.device == "cpu" else {}) | only
     for mode in filter(None, options.modes.split(",")):
         command = [sys.executable, HERE / "torch_step.py", *common, *features, "--mode", mode]
         sides[mode] = Side(command, environment)
@@ -116,17 +127,18 @@ def main():
     arguments.add_argument("--precision", choices=["f32", "tf32", "bf16"], default="f32")
     arguments.add_argument("--pairs", type=int, default=5)
     arguments.add_argument("--features", type=int, nargs=2, default=[28, 216], help="height and width, channels")
+    arguments.add_argument("--isa", choices=["best", "avx2"], default="best", help="restrict both sides")
     arguments.add_argument("--step", type=pathlib.Path, default=STEP, help="our side's executable")
     arguments.add_argument("--json", type=pathlib.Path)
     options = arguments.parse_args()
-    print(f"{processor()}, {os.cpu_count()} cores, {options.device}, {options.precision}, {options.pairs} pairs")
+    print(headline(options.device, options.precision, options.isa, f"{options.pairs} pairs"))
     print(f"{'model':8} {'batch':>5} {'ours':>13} {'PyTorch':>13}  {'ratio (range)':28} {'ours':>9} {'PyTorch':>9}")
     results = []
     for model in options.models.split(","):
         results.append(compare(options, model))
         print(line(results[-1]), flush=True)
         if options.json:
-            facts = {"processor": processor(), "cores": os.cpu_count(), "device": options.device, "results": results}
+            facts = machine() | {"device": options.device, "isa": options.isa, "results": results}
             options.json.write_text(json.dumps(facts, indent=1) + "\n")
 
 

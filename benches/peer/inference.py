@@ -10,13 +10,12 @@ A ratio above 1 means that PyTorch takes longer; the peer is the better of its m
 """
 import argparse
 import json
-import os
 import pathlib
 import statistics
 import sys
 import time
 
-from compare import MALLOC, Side, processor
+from compare import MALLOC, Side, headline, machine
 
 HERE = pathlib.Path(__file__).resolve().parent
 OURS = HERE.parents[1] / "target/release/examples/inference"
@@ -77,7 +76,7 @@ def main():
     arguments.add_argument("--ours", type=pathlib.Path, default=OURS, help="our side's executable")
     arguments.add_argument("--json", type=pathlib.Path)
     options = arguments.parse_args()
-    print(f"{processor()}, {os.cpu_count()} cores, {options.device}, {options.precision}, {options.pairs} pairs")
+    print(headline(options.device, options.precision, f"{options.pairs} pairs"))
     print(f"{'model':8} {'bone':6} {'batch':>5} {'ours':>13} {'PyTorch':>13}  ratio (range)")
     results = []
     for model in options.models.split(","):
@@ -86,7 +85,7 @@ def main():
                 results.append(compare(options, model, backbone, batch))
                 print(line(results[-1]), flush=True)
                 if options.json:
-                    options.json.write_text(json.dumps({"results": results}, indent=1) + "\n")
+                    options.json.write_text(json.dumps(machine() | {"results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

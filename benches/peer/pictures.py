@@ -10,6 +10,7 @@ scikit-image with seeded noise; B4 has random weights. A ratio above 1 means tha
 OpenCV, Pillow, scikit-image.
 """
 import argparse
+import json
 import os
 import pathlib
 import statistics
@@ -21,7 +22,7 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
-from compare import MALLOC, processor
+from compare import MALLOC, headline, machine
 
 HERE = pathlib.Path(__file__).resolve().parent
 OURS = HERE.parents[1] / "target/release/examples/pictures"
@@ -81,8 +82,10 @@ def main():
     arguments.add_argument("--side", type=int, default=1024)
     arguments.add_argument("--pairs", type=int, default=5)
     arguments.add_argument("--what", default="png,jpeg,b4,lite0")
+    arguments.add_argument("--json", type=pathlib.Path)
     options = arguments.parse_args()
-    print(f"{processor()}, {os.cpu_count()} cores, {options.count} pictures of {options.side} pixels, {options.pairs} pairs")
+    results = []
+    print(headline(f"{options.count} pictures of {options.side} pixels", f"{options.pairs} pairs"))
     print(f"{'what':6} {'ours':>12} {'Python':>12}  ratio (range)")
     with tempfile.TemporaryDirectory() as home:
         for what in options.what.split(","):
@@ -107,6 +110,10 @@ def main():
             rates = [options.count / statistics.median(seconds) for seconds in [ours, python]]
             spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f}) {mode}"
             print(f"{what:6} {rates[0]:8.1f} /s {rates[1]:8.1f} /s  {spread}", flush=True)
+            result = {"what": what, "count": options.count, "peer": mode, "seconds": {"ours": ours, mode: python}}
+            results.append(result | {"ratio": statistics.median(ratios), "ratios": ratios})
+            if options.json:
+                options.json.write_text(json.dumps(machine() | {"results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

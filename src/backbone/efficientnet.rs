@@ -120,7 +120,8 @@ impl Backbone {
     /// The same network on another device.
     ///
     /// # Errors
-    /// What a device refuses.
+    /// [`Error::Config`] from one device to another, because a device holds its weights as its own kernels read them; what a
+    /// device refuses.
     pub fn to(&self, device: &Device) -> Result<Self> {
         let blocks = self.blocks.iter().map(|block| block.to(device)).collect::<Result<_>>()?;
         Ok(Backbone { network: self.network, origin: self.origin.clone(), stem: self.stem.to(device)?, blocks })
@@ -128,7 +129,7 @@ impl Backbone {
 
     /// The device its weights lie on; `None` for host memory.
     pub fn gpu(&self) -> Option<&Gpu> {
-        self.stem.weight.gpu()
+        self.stem.gpu()
     }
 
     /// Which network it is.

@@ -158,6 +158,33 @@ fn kernels_for_hopper_are_launched_where_they_are_forced() {
     }
 }
 
+/// Features, steps and scores are graphs, unless `GRAD_GRAPHS` says otherwise: then a driver that can make none is no failure.
+#[test]
+fn work_is_recorded_unless_the_variable_says_otherwise() {
+    let (home, driver) = (new_folder(), library(&[]));
+    let home = home.path();
+    let train = |way: &str, faults: &str, out: &str| {
+        let mut command = grad(home);
+        command.env_remove("GRAD_DEVICE").env("LD_LIBRARY_PATH", driver.path()).env("FAKE_CUDA", faults);
+        command.env("GRAD_GRAPHS", way).args(&TRAIN[..TRAIN.len() - 3]);
+        command.args(["--batch", "4", "--epochs", "2", "--device", "cuda", "--out", out]);
+        go(command)
+    };
+    let (none, said) = ("graph=801", ["CUDA: making a graph"]);
+    refused(train("", none, "features"), home, &said);
+    assert!(!home.join("features").exists());
+    train("off", none, "off").expect(0, &[]);
+    // The features are in the cache now: it is the first step that fails.
+    for way in ["", "on"] {
+        refused(train(way, none, "steps"), home, &said);
+        assert!(home.join("steps/checkpoint.safetensors").exists() && !home.join("steps/model.safetensors").exists());
+        fs::remove_dir_all(home.join("steps")).unwrap();
+    }
+    train("on", "", "on").expect(0, &[]);
+    train("yes", "", "yes").expect(2, &["GRAD_GRAPHS=yes", "on or off"]);
+    assert!(!home.join("yes").exists());
+}
+
 #[test]
 fn a_device_lost_in_mid_run_harms_nothing() {
     let (home, driver) = (new_folder(), library(&[]));

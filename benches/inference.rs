@@ -3,8 +3,8 @@
 //! Stages on the host: read and `decode`, `resize`, one thread and one picture of 1024 x 1024 pixels each. On the device, or
 //! the CPU: `upload`, `prepare` (bytes normalised), `backbone`, `head`, `score` (map, smoothing, score), `graph` (these four
 //! in one launch), `download`, each for a whole batch; `latency` is a batch from bytes to scores. Every stage has its median
-//! and its 99 % quantile. `throughput` is what batches in flight reach, bytes in, scores out. With `--json` stdout has one
-//! JSON object a line.
+//! and its 99 % quantile. `throughput` is what batches of that size reach in a row, bytes in, scores out. With `--json` stdout
+//! has one JSON object a line.
 //!
 //! `--serve` is our side of `benches/peer/inference.py`: for each line read, so many batches; written are the seconds of one.
 
@@ -52,6 +52,9 @@ struct Options {
     /// Samples of each stage
     #[arg(long, default_value_t = 20)]
     samples: usize,
+    /// Batches in a row, for the throughput
+    #[arg(long, default_value_t = 4)]
+    row: usize,
     /// One JSON object a line on stdout, and the table on stderr
     #[arg(long)]
     json: bool,
@@ -152,7 +155,7 @@ fn host_stages(o: &Options, report: &Report) -> Result<()> {
     Ok(())
 }
 
-fn measure(o: &Options, bench: &InferenceBench) -> Result<()> {
+fn measure(o: &Options, bench: &mut InferenceBench) -> Result<()> {
     let common = json!({
         "model": o.model, "backbone": o.backbone, "device": o.device, "precision": o.precision, "size": o.size,
     });
@@ -161,6 +164,7 @@ fn measure(o: &Options, bench: &InferenceBench) -> Result<()> {
     report.say("batch stage          p50 ms     p99 ms   pictures/s");
     host_stages(o, &report)?;
     for &n in &o.batch {
+        bench.in_batches_of(n);
         if let Some([kernels, transfers]) = bench.launches(n)? {
             report.say(&format!("{n:5} graph of {kernels} kernels and {transfers} copies"));
             report.record(json!({ "kind": "graph", "batch": n, "kernels": kernels, "transfers": transfers }));
@@ -175,17 +179,20 @@ fn measure(o: &Options, bench: &InferenceBench) -> Result<()> {
             report.stage(name, n, stages.remove(name).expect("every run has every stage"));
         }
         report.stage("latency", n, timed(o.samples, || bench.scores(n).map(drop))?);
+        let count = n * o.row;
+        let [p50, _] = quantiles(timed(o.samples.div_ceil(8), || bench.scores(count).map(drop))?);
+        let rate = count as f64 / p50;
+        report.say(&format!("{n:5} throughput, {} batches in a row: {rate:.1} pictures/s", o.row));
+        report.record(json!({
+            "kind": "throughput", "batch": n, "pictures": count, "seconds": p50, "pictures_per_second": rate,
+        }));
     }
-    let count = o.batch.iter().max().copied().unwrap_or(1) * 4;
-    let [p50, _] = quantiles(timed(o.samples.div_ceil(4), || bench.scores(count).map(drop))?);
-    let rate = count as f64 / p50;
-    report.say(&format!("throughput, {count} pictures in a row: {rate:.1} pictures/s"));
-    report.record(json!({ "kind": "throughput", "pictures": count, "seconds": p50, "pictures_per_second": rate }));
     Ok(())
 }
 
-fn serve(o: &Options, bench: &InferenceBench) -> Result<()> {
+fn serve(o: &Options, bench: &mut InferenceBench) -> Result<()> {
     let n = o.batch.first().copied().unwrap_or(1);
+    bench.in_batches_of(n);
     for line in std::io::stdin().lock().lines().map_while(std::result::Result::ok) {
         let batches: usize = line.trim().parse().ok().filter(|&b| b > 0).ok_or_else(|| {
             Error::config(format!("`{line}` is no number of batches"), "write a number of at least 1 on each line")
@@ -200,11 +207,11 @@ fn serve(o: &Options, bench: &InferenceBench) -> Result<()> {
 
 fn main() -> ExitCode {
     let o = Options::parse();
-    if o.batch.contains(&0) || o.samples == 0 {
-        eprintln!("--batch and --samples must be at least 1");
+    if o.batch.contains(&0) || o.samples == 0 || o.row == 0 {
+        eprintln!("--batch, --samples and --row must be at least 1");
         return ExitCode::FAILURE;
     }
-    match bench(&o).and_then(|bench| if o.serve { serve(&o, &bench) } else { measure(&o, &bench) }) {
+    match bench(&o).and_then(|mut bench| if o.serve { serve(&o, &mut bench) } else { measure(&o, &mut bench) }) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("{e}");

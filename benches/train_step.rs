@@ -16,7 +16,7 @@ fn train_step(c: &mut Criterion) {
     for kind in [ModelKind::CradS, ModelKind::Crad, ModelKind::Grad] {
         let mut step = StepBench::new(kind, [28, 28, 216], 16, &Device::Cpu).expect("the published head is sound");
         group.throughput(Throughput::Elements(16));
-        group.bench_function(kind.name(), |b| b.iter(|| step.run().expect("the CPU refuses nothing")));
+        group.bench_function(kind.name(), |b| b.iter(|| step.run(1).expect("the CPU refuses nothing")));
     }
 }
 

@@ -6,8 +6,8 @@
 //!     else decode -> resize -> backbone -> write the record           -> map it
 //! ```
 //! All of it on all threads. On the CPU a thread takes one picture from end to end; on a device the backbone takes a
-//! [`batch`] at once, one at a time, while the threads prepare the next ones. The features of a picture do not depend on
-//! the pictures beside it.
+//! [`batch`] at once, as bytes and one at a time (`on_device`), while the threads prepare the next ones. The features of a
+//! picture do not depend on the pictures beside it.
 //!
 //! One file per picture: `[magic, 32 bytes][keyed BLAKE3 of the values, 32 bytes][H W C values, f32]`. Whatever can
 //! change the values is part of the key, so no record is ever out of date, and none is ever changed: it is written
@@ -15,11 +15,12 @@
 //! that share a folder at worst compute the same record twice. Every record is checked when it is opened; a damaged one
 //! is computed again and reported ([`Features::warnings`]). Deleting any of it costs only the time to compute it again.
 
+mod on_device;
+
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use memmap2::Mmap;
 use rayon::prelude::*;
@@ -27,11 +28,12 @@ use rayon::prelude::*;
 use crate::atomic::write_atomic;
 use crate::backbone::Backbone;
 use crate::buffer::Buffer;
-use crate::data::{decode_bytes, preprocess};
+use crate::data::{decode_bytes, normalised, resized};
 use crate::device::cpu::products;
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 use crate::train::FeatureSource;
+use on_device::Extractor;
 
 /// First bytes of a record. The number is that of the format **and of the computation**: raise it when decoding, resizing
 /// or the backbone begin to give other values.
@@ -81,7 +83,7 @@ impl Features {
         progress: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<Self> {
         backbone.check_size(size)?;
-        let (source, done) = (Source::new(cache, backbone, size), AtomicUsize::new(0));
+        let (source, done) = (Source::new(cache, backbone, size)?, AtomicUsize::new(0));
         let step = || progress(done.fetch_add(1, Ordering::Relaxed) + 1, items.len());
         let batch = backbone.gpu().map_or(1, |_| batch(size));
         let found = items.par_chunks(batch).map(|paths| source.find(paths, &step)).collect::<Result<Vec<_>>>()?;
@@ -181,18 +183,18 @@ enum Looked<'a> {
 /// A picture whose features have to be computed.
 struct Lacking<'a> {
     path: &'a Path,
-    /// Ready for the backbone, `[size, size, 3]`.
-    prepared: Vec<f32>,
+    /// As the backbone sees it, `[size, size, 3]`.
+    pixels: Vec<u8>,
     /// Where the record goes, and its key, if there is a cache.
     place: Option<(PathBuf, blake3::Hash)>,
     warning: Option<String>,
 }
 
 impl Looked<'_> {
-    fn prepared(&self) -> Option<&[f32]> {
+    fn pixels(&self) -> Option<&[u8]> {
         match self {
             Looked::Cached(_) => None,
-            Looked::Lacking(lacking) => Some(&lacking.prepared),
+            Looked::Lacking(lacking) => Some(&lacking.pixels),
         }
     }
 }
@@ -205,12 +207,12 @@ struct Source<'a> {
     /// Everything that goes into a key but the picture.
     key: blake3::Hasher,
     folder: Option<PathBuf>,
-    /// Held while a batch is on the device, so that the memory needed there does not grow with the threads.
-    turn: Mutex<()>,
+    /// `None` where the CPU computes.
+    extractor: Option<Extractor<'a>>,
 }
 
 impl<'a> Source<'a> {
-    fn new(cache: Option<&Path>, backbone: &'a Backbone, size: usize) -> Self {
+    fn new(cache: Option<&Path>, backbone: &'a Backbone, size: usize) -> Result<Self> {
         let side = backbone.feature_size(size);
         let (name, digest) = (backbone.name(), backbone.digest());
         let mut key = blake3::Hasher::new();
@@ -227,17 +229,17 @@ impl<'a> Source<'a> {
         key.update(computes.as_bytes()).update(b"\0").update(&1u32.to_ne_bytes());
         let folder = cache.map(|cache| cache.join(format!("{name}-{size}-{}", &digest.to_hex()[..8])));
         let shape = [side, side, backbone.channels()];
-        Source { backbone, size, shape, key, folder, turn: Mutex::default() }
+        Ok(Source { backbone, size, shape, key, folder, extractor: Extractor::new(backbone, size)? })
     }
 
     /// The features of some picture files; `step` is called for each when it is done.
     fn find<'p>(&self, paths: &'p [impl AsRef<Path> + Sync], step: &(impl Fn() + Sync)) -> Result<Vec<Found>> {
         let looked = paths.par_iter().map(|path| self.look_up(path.as_ref())).collect::<Result<Vec<_>>>()?;
-        let prepared: Vec<&[f32]> = looked.iter().filter_map(Looked::prepared).collect();
-        let computed = self.compute(&prepared)?;
+        let pixels: Vec<&[u8]> = looked.iter().filter_map(Looked::pixels).collect();
+        let computed = self.compute(&pixels)?;
         let mut computed = computed.data().chunks_exact(self.shape.iter().product());
         let with_values = |looked: Looked<'p>| {
-            let values = if looked.prepared().is_some() { computed.next() } else { None };
+            let values = if looked.pixels().is_some() { computed.next() } else { None };
             (looked, values.unwrap_or_default())
         };
         let all: Vec<_> = looked.into_iter().map(with_values).collect();
@@ -265,17 +267,21 @@ impl<'a> Source<'a> {
             },
         };
         let picture = decode_bytes(path, &bytes)?;
-        let prepared = preprocess(&picture, self.size, self.backbone.mean(), self.backbone.std());
-        Ok(Looked::Lacking(Lacking { path, prepared, place, warning }))
+        Ok(Looked::Lacking(Lacking { path, pixels: resized(&picture, self.size), place, warning }))
     }
 
-    /// Features of prepared pictures, in host memory.
-    fn compute(&self, prepared: &[&[f32]]) -> Result<Tensor> {
-        if prepared.is_empty() {
+    /// Features of pictures, in host memory.
+    fn compute(&self, pixels: &[&[u8]]) -> Result<Tensor> {
+        if pixels.is_empty() {
             return Ok(Tensor::from_slice([0], &[]));
         }
-        let _turn = self.backbone.gpu().map(|_| self.turn.lock().unwrap_or_else(PoisonError::into_inner));
-        self.backbone.forward(&self.backbone.input(self.size, prepared)?)?.to_host()
+        if let Some(extractor) = &self.extractor {
+            return extractor.features(pixels);
+        }
+        let prepare = |bytes: &&[u8]| normalised(bytes, self.backbone.mean(), self.backbone.std());
+        let prepared: Vec<Vec<f32>> = pixels.iter().map(prepare).collect();
+        let prepared: Vec<&[f32]> = prepared.iter().map(Vec::as_slice).collect();
+        self.backbone.forward(&self.backbone.input(self.size, &prepared)?)
     }
 
     /// Keeps the features of a picture in the cache, if there is one.
@@ -363,6 +369,7 @@ fn lost(file: &Path, what: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::preprocess;
     use crate::rng::Rng;
     use std::sync::Mutex;
     use tempfile::TempDir;

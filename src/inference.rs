@@ -16,14 +16,12 @@ mod stages;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use half::bf16;
 use rayon::prelude::*;
 
-use crate::backbone::Backbone;
+use crate::backbone::{Backbone, ByteInput};
 use crate::calibrate::GoodScore;
-use crate::data::normalisation;
 use crate::device::Device;
-use crate::device::cuda::{DeviceVec, Download, Gpu, Graph, Grid, Precision, Real, Slice, Upload, launch};
+use crate::device::cuda::{DeviceVec, Download, Gpu, Precision, Real, Repeated, Upload};
 use crate::error::{Error, Result};
 use crate::model::{FoldedHead, HeadConfig};
 use crate::nn::{Params, shared};
@@ -62,11 +60,7 @@ impl Input<'_> {
     fn write(&self, i: usize, precision: Precision, to: &mut [u8]) -> Result<()> {
         match self {
             Input::Pictures(_, write) => write(i, to)?,
-            Input::Features(all) if precision == Precision::Bf16 => {
-                let values = all[i].iter().map(|&v| bf16::from_f32(v).to_le_bytes());
-                to.as_chunks_mut::<2>().0.iter_mut().zip(values).for_each(|(to, v)| *to = v);
-            }
-            Input::Features(all) => to.copy_from_slice(bytemuck::cast_slice(all[i])),
+            Input::Features(all) => Real::pack_into(all[i], precision, to),
         }
         Ok(())
     }
@@ -78,8 +72,9 @@ pub struct Inference {
     backbone: Arc<Backbone>,
     head: FoldedHead,
     size: usize,
-    /// What each byte of each colour becomes, `[3, 256]`.
-    table: DeviceVec<f32>,
+    /// Pictures of a full batch.
+    full: usize,
+    input: ByteInput,
     /// One batch is on the device at a time.
     plans: Mutex<Vec<Plan>>,
 }
@@ -99,8 +94,13 @@ impl Inference {
             return Err(Error::config("the backbone lies in host memory", "move it to the device first"));
         };
         let head = FoldedHead::new(config, params, &Device::Gpu(gpu.clone()))?;
-        let table = gpu.upload(normalisation(backbone.mean(), backbone.std()).as_flattened())?;
-        Ok(Inference { gpu, backbone, head, size, table, plans: Mutex::default() })
+        let input = ByteInput::new(&gpu, &backbone)?;
+        Ok(Inference { gpu, backbone, head, size, full: batch(size), input, plans: Mutex::default() })
+    }
+
+    /// The same with `n` items in a full batch, in place of [`batch`]: for measuring. At least 1.
+    pub fn in_batches_of(&mut self, n: usize) {
+        self.full = n.max(1);
     }
 
     /// The device.
@@ -160,7 +160,7 @@ impl Inference {
         };
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         let mut all = Vec::with_capacity(input.len());
-        let full = batch(size);
+        let full = self.full;
         // The full batches, then the rest; in each the last batch is finished while the next one computes.
         let whole = input.len() / full * full;
         for part in [0..whole, whole..input.len()].into_iter().filter(|part| !part.is_empty()) {
@@ -199,13 +199,6 @@ impl Inference {
     fn shape(&self, pictures: bool, n: usize) -> [usize; 4] {
         let HeadConfig { height, width, channels, .. } = *self.head.config();
         if pictures { [n, self.size, self.size, 3] } else { [n, height, width, channels] }
-    }
-
-    /// Pictures as bytes become x.
-    fn prepare(&self, bytes: Slice<u32>, x: &mut Storage) -> Result<()> {
-        let words = bytes.len();
-        let grid = Grid::threads(words);
-        launch::prepare_pictures(&self.gpu, grid, bytes, self.table.slice(), &mut x.values_mut().reals(), words)
     }
 
     /// Everything behind the input.
@@ -247,8 +240,7 @@ struct Plan {
     protocol: Option<DeviceProtocol>,
     ways: Ways,
     x: Arc<Storage>,
-    graph: Graph,
-    outputs: Outputs,
+    work: Repeated<Outputs>,
     found: [Download; 2],
     /// Made when maps are first asked for.
     maps: Option<[Download; 2]>,
@@ -258,10 +250,12 @@ impl Plan {
     fn new(on: &Inference, pictures: bool, batch: usize, protocol: Option<DeviceProtocol>) -> Result<Self> {
         let (gpu, shape) = (&on.gpu, on.shape(pictures, batch));
         let values: usize = shape.iter().product();
-        let x = Arc::new(Storage::Reals(gpu.scratch(values)?));
+        let mut x: DeviceVec<Real> = gpu.scratch(values)?;
+        gpu.zero(&mut x.slice_mut())?;
+        let x = Arc::new(Storage::Reals(x));
         let input = Tensor::window(shape, x.clone(), 0);
-        let (graph, outputs) = gpu.capture(|| on.work(pictures, &input, protocol))?;
-        let found = outputs.found.shape().numel();
+        let work = Repeated::new(gpu, || on.work(pictures, &input, protocol))?;
+        let found = work.left().found.shape().numel();
         Ok(Plan {
             pictures,
             batch,
@@ -271,8 +265,7 @@ impl Plan {
                 false => Ways::Features([Upload::new(gpu, values)?, Upload::new(gpu, values)?]),
             },
             x,
-            graph,
-            outputs,
+            work,
             found: [Download::new(gpu, found)?, Download::new(gpu, found)?],
             maps: None,
         })
@@ -297,12 +290,15 @@ impl Plan {
     fn compute(&mut self, on: &Inference, slot: usize, maps: bool) -> Result<()> {
         let x = Arc::get_mut(&mut self.x).ok_or_else(shared)?;
         match &mut self.ways {
-            Ways::Pictures(ways) => ways[slot].used(|bytes| on.prepare(bytes, x))?,
+            Ways::Pictures(ways) => ways[slot].used(|bytes| on.input.prepare(bytes, x))?,
             Ways::Features(ways) => ways[slot].used(|values| on.gpu.copy(values, &mut x.values_mut().reals()))?,
         }
-        self.graph.replay()?;
-        self.found[slot].fetch(self.outputs.found.values().floats())?;
-        let Some(smoothed) = self.outputs.maps.as_ref().filter(|_| maps) else { return Ok(()) };
+        let (pictures, protocol) = (self.pictures, self.protocol);
+        let input = || Tensor::window(on.shape(pictures, self.batch), self.x.clone(), 0);
+        self.work.again(|| on.work(pictures, &input(), protocol))?;
+        let outputs = self.work.left();
+        self.found[slot].fetch(outputs.found.values().floats())?;
+        let Some(smoothed) = outputs.maps.as_ref().filter(|_| maps) else { return Ok(()) };
         let ways = match &mut self.maps {
             Some(ways) => ways,
             none => none.insert([Download::new(&on.gpu, smoothed.len())?, Download::new(&on.gpu, smoothed.len())?]),

@@ -4,13 +4,14 @@
 //! the seed and the epoch. Whatever a step draws depends on the seed and its number alone, so a run that is stopped,
 //! saved and resumed ends in the same bits as one that never was.
 //!
-//! On a device the parameters, the optimiser and, where they fit, all features stay there. Then a step is a graph that needs
-//! no word from the host, which looks only once an epoch at what the steps found ([`Trainer::advance`]).
+//! On a device the parameters, the optimiser and, where they fit, all features stay there. A step is a graph that needs no
+//! word from the host, which looks only once an epoch at what the steps found ([`Trainer::advance`]).
 //!
 //! Jitter: each ghost group flips a coin; on heads, Gaussian noise is added to its local coordinates.
 //! Source: arXiv 2402.18293; the numbers in [`TrainConfig::published`] are those of the public configuration.
 
 mod config;
+mod feed;
 mod on_device;
 
 use std::time::Instant;
@@ -19,10 +20,11 @@ use serde::{Deserialize, Serialize};
 
 pub use config::TrainConfig;
 pub use on_device::Kept;
-use on_device::{AT_ONCE, OnDevice};
+use on_device::{AT_ONCE, OnDevice, STREAMED_AT_ONCE};
 
 use crate::buffer::Buffer;
 use crate::device::Device;
+use crate::device::cuda::Gpu;
 use crate::error::{Error, Result};
 use crate::model::{Head, HeadConfig};
 use crate::nn::{Context, Params};
@@ -112,8 +114,8 @@ pub struct Trainer {
     pub config: TrainConfig,
     /// Where it stands.
     pub progress: Progress,
-    /// Whether steps whose features are kept on a device are replayed as graphs; launched piece by piece they give the same
-    /// bits.
+    /// Whether steps on a device are replayed as graphs, at first as [`Gpu::graphs`] has it; launched piece by piece they give
+    /// the same bits.
     pub graphs: bool,
     grads: Storage,
     /// `None` on the CPU.
@@ -152,7 +154,8 @@ impl Trainer {
         let (params, optimiser) = (self.params.to(device)?, self.optimiser.to(device)?);
         let grads = device.copy_of(&self.grads)?;
         let on_device = device.gpu().map(|gpu| OnDevice::new(gpu, &params)).transpose()?;
-        Ok(Trainer { params, optimiser, grads, on_device, ..self })
+        let graphs = device.gpu().is_none_or(Gpu::graphs);
+        Ok(Trainer { params, optimiser, grads, on_device, graphs, ..self })
     }
 
     /// Keeps all features on the device, if it is one and they fit; the steps that follow must be given the same.
@@ -221,22 +224,39 @@ impl Trainer {
     /// [`Error::Data`] when there is no picture or its features do not fit the head; [`Error::Config`] when the loss is
     /// not a number any more; what a device refuses.
     pub fn step(&mut self, features: &dyn FeatureSource) -> Result<StepReport> {
-        Ok(self.go(features, 1)?.remove(0))
+        Ok(self.go(features, 1, None)?.remove(0))
     }
 
-    /// As many steps as can be done without the host: where a device keeps all features, those up to the end of the epoch,
-    /// or as many as it does in a few seconds; otherwise one.
+    /// As many steps as can be done without the host: on a device those up to the end of the epoch, or as many as it does
+    /// in a few seconds; otherwise one.
     ///
     /// # Errors
     /// As [`Self::step`]. Of steps that a device did at once, those after the one that failed have been done too, so
     /// nothing of the trainer should be kept.
     pub fn advance(&mut self, features: &dyn FeatureSource) -> Result<Vec<StepReport>> {
-        let alone = matches!(self.kept(), Kept::OnDevice(_)) && self.graphs;
-        self.go(features, if alone { AT_ONCE } else { 1 })
+        let at_once = match self.kept() {
+            Kept::OnDevice(_) if self.graphs => AT_ONCE,
+            Kept::Streamed(_) if self.graphs => STREAMED_AT_ONCE,
+            _ => 1,
+        };
+        self.go(features, at_once, None)
+    }
+
+    /// As [`Self::advance`], but at most so many steps. With them come the seconds that they took, by the clock of the
+    /// device from the first launch to the end of the last, or on the CPU by the host's.
+    ///
+    /// # Errors
+    /// As [`Self::advance`].
+    pub fn timed(&mut self, features: &dyn FeatureSource, at_most: usize) -> Result<(Vec<StepReport>, f64)> {
+        let (mut seconds, started) = (0.0, Instant::now());
+        let at_once = if self.on_device.is_some() { AT_ONCE } else { 1 };
+        let reports = self.go(features, at_once.min(at_most), Some(&mut seconds))?;
+        let on_host = self.on_device.is_none();
+        Ok((reports, if on_host { started.elapsed().as_secs_f64() } else { seconds }))
     }
 
     /// Steps up to the end of the epoch, but at most so many.
-    fn go(&mut self, features: &dyn FeatureSource, at_most: usize) -> Result<Vec<StepReport>> {
+    fn go(&mut self, features: &dyn FeatureSource, at_most: usize, clock: Option<&mut f64>) -> Result<Vec<StepReport>> {
         let started = Instant::now();
         if features.is_empty() {
             return Err(Error::data("training set", "it holds no picture", "add good pictures to train on"));
@@ -245,7 +265,7 @@ impl Trainer {
         let found = match self.on_device.take() {
             None => vec![self.step_on_cpu(features)?],
             Some(mut device) => {
-                let found = self.steps_on(&mut device, features, count);
+                let found = self.steps_on(&mut device, features, count, clock);
                 self.on_device = Some(device);
                 found?
             }

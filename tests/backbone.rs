@@ -289,6 +289,19 @@ fn a_picture_gets_the_same_bits_in_any_batch(open: impl Fn(Precision) -> Option<
     }
 }
 
+/// A device holds no weights but those that its kernels read, so there is nothing to take elsewhere.
+#[test]
+fn weights_that_are_laid_out_stay_on_their_device() {
+    let gpu = Gpu::emulated(Precision::Bf16).unwrap();
+    let there = Backbone::lite0().unwrap().to(&Device::Gpu(gpu.clone())).unwrap();
+    let refusal = there.to(&Device::Cpu).err().unwrap();
+    assert!(matches!(&refusal, Error::Config { .. }) && refusal.to_string().contains("laid out"), "{refusal}");
+    let again = there.to(&Device::Gpu(gpu)).unwrap();
+    let x = there.input(16, &[&[0.5; 16 * 16 * 3]]).unwrap();
+    let [a, b] = [&there, &again].map(|backbone| backbone.forward(&x).unwrap().to_host().unwrap());
+    assert_eq!(a.data(), b.data());
+}
+
 mod emulated {
     #[test]
     fn b4_agrees_with_pytorch() {

@@ -10,6 +10,7 @@ mod training;
 use grad::checkpoint;
 use grad::device::Device;
 use grad::device::cuda::{Gpu, Precision};
+use grad::error::Error;
 use grad::rng::Rng;
 use grad::train::{Kept, StepReport, Trainer};
 use training::{Drawn, KINDS, Kind, bits, follow_pytorch, info, run, trainer};
@@ -83,6 +84,18 @@ fn keeps_its_promises_about_bits(gpu: Gpu) {
         let mut streamed = fresh();
         let summaries: Vec<_> =
             (0..6).filter_map(|_| streamed.step(&features).unwrap().epoch).map(|e| e.summary).collect();
+        assert!(matches!(streamed.kept(), Kept::Streamed(_)));
+        let mut at_once = fresh();
+        for summary in &summaries {
+            let reports = at_once.advance(&features).unwrap();
+            assert_eq!(reports.len(), 3, "{kind:?}: an epoch at once, each batch uploaded beside the step before it");
+            assert_eq!(&reports[2].epoch.as_ref().unwrap().summary, summary);
+        }
+        assert_eq!(bits(&at_once), bits(&streamed), "{kind:?}: uploaded step by step, or an epoch at once");
+        let mut pieces = fresh();
+        pieces.graphs = false;
+        run(&mut pieces, &features, 6);
+        assert_eq!(bits(&pieces), bits(&streamed), "{kind:?}: uploaded, graphs or launched piece by piece");
         let mut pieces = kept(fresh(), false);
         run(&mut pieces, &features, 6);
         assert_eq!(bits(&pieces), bits(&streamed), "{kind:?}: features kept on the device, or uploaded");
@@ -144,6 +157,41 @@ fn a_loss_that_is_no_number_stops_an_epoch(gpu: Gpu) {
     let at = stopped(true);
     assert!(at.starts_with("training diverged at epoch 1, step "), "{at}");
     assert_eq!(at, stopped(false));
+}
+
+/// A step that does not fit beside the features takes their room, before anything is changed: in the first step, where all
+/// batches are of one size, or in the middle of an epoch, when the first of another size comes.
+#[test]
+fn features_are_let_go_where_a_step_does_not_fit_beside_them() {
+    let open = |bytes: usize| Gpu::emulated_with_memory(Precision::F32, bytes).unwrap();
+    for (images, before) in [(40, 0), (42, 8)] {
+        let features = Drawn::new(images, 5 * 4 * 12);
+        let roomy = open(1 << 30);
+        let mut streamed = on(&Device::Gpu(roomy.clone()), KINDS[0], 2);
+        let reports: Vec<_> = (0..2).flat_map(|_| streamed.advance(&features).unwrap()).collect();
+        // What training needs at the least, and less than the features more.
+        let needed = roomy.facts().memory - roomy.free_memory().unwrap();
+        let short = open(needed + 4096);
+        let mut t = on(&Device::Gpu(short), KINDS[0], 2);
+        let kept = t.keep_features(&features).unwrap();
+        assert_eq!(kept, Kept::OnDevice(images * 5 * 4 * 12 * 4));
+        let mut found = vec![];
+        for _ in 0..before {
+            found.push(t.step(&features).unwrap());
+            assert_eq!(t.kept(), kept, "{images} pictures, step {}", found.len());
+        }
+        found.push(t.step(&features).unwrap());
+        assert_eq!(t.kept(), Kept::Streamed(images * 5 * 4 * 12 * 4), "{images} pictures");
+        while !t.finished() {
+            found.extend(t.advance(&features).unwrap());
+        }
+        assert_eq!(losses(&found), losses(&reports));
+        assert_eq!(bits(&t), bits(&streamed), "{images} pictures");
+        // What fits in no way is an error.
+        let mut none = on(&Device::Gpu(open(needed - 4096)), KINDS[0], 2);
+        let refusal = (0..2).find_map(|_| none.advance(&features).err());
+        assert!(matches!(refusal, Some(Error::DeviceMemory { .. })), "{refusal:?}");
+    }
 }
 
 fn each(open: impl Fn(Precision) -> Option<Gpu>, test: impl Fn(Gpu)) {

@@ -158,6 +158,33 @@ fn kernels_for_hopper_are_launched_where_they_are_forced() {
     }
 }
 
+/// Features, steps and scores are graphs, unless `GRAD_GRAPHS` says otherwise: then a driver that can make none is no failure.
+#[test]
+fn work_is_recorded_unless_the_variable_says_otherwise() {
+    let (home, driver) = (new_folder(), library(&[]));
+    let home = home.path();
+    let train = |way: &str, faults: &str, out: &str| {
+        let mut command = grad(home);
+        command.env_remove("GRAD_DEVICE").env("LD_LIBRARY_PATH", driver.path()).env("FAKE_CUDA", faults);
+        command.env("GRAD_GRAPHS", way).args(&TRAIN[..TRAIN.len() - 3]);
+        command.args(["--batch", "4", "--epochs", "2", "--device", "cuda", "--out", out]);
+        go(command)
+    };
+    let (none, said) = ("graph=801", ["CUDA: making a graph"]);
+    refused(train("", none, "features"), home, &said);
+    assert!(!home.join("features").exists());
+    train("off", none, "off").expect(0, &[]);
+    // The features are in the cache now: it is the first step that fails.
+    for way in ["", "on"] {
+        refused(train(way, none, "steps"), home, &said);
+        assert!(home.join("steps/checkpoint.safetensors").exists() && !home.join("steps/model.safetensors").exists());
+        fs::remove_dir_all(home.join("steps")).unwrap();
+    }
+    train("on", "", "on").expect(0, &[]);
+    train("yes", "", "yes").expect(2, &["GRAD_GRAPHS=yes", "on or off"]);
+    assert!(!home.join("yes").exists());
+}
+
 #[test]
 fn a_device_lost_in_mid_run_harms_nothing() {
     let (home, driver) = (new_folder(), library(&[]));
@@ -187,15 +214,15 @@ fn too_little_memory_for_the_features_is_no_failure() {
     (0..392).for_each(|i| _ = fs::copy(good.join("0.png"), good.join(format!("copy{i}.png"))).unwrap());
     let features = ["features", "--data", "data", "--image-size", "64", "--device", "cuda"];
     on_driver(home, driver.path(), "", &features).expect(0, &[]);
-    // 14 MiB of features, 9 of parameters and weights, as much for inference, and what a step on one picture needs.
+    // 13 MiB of features, 7 of parameters and weights, as much for inference, and what a step on one picture needs.
     let train = |batch| [&TRAIN[..], &[batch, "--epochs", "1", "--device", "cuda"]].concat();
     let streamed = ["has no room for all features", "MiB: they are streamed"];
-    on_driver(home, driver.path(), "memory=40000000", &train("1")).expect(0, &streamed);
+    on_driver(home, driver.path(), "memory=36000000", &train("1")).expect(0, &streamed);
     fs::remove_dir_all(home.join("run")).unwrap();
     on_driver(home, driver.path(), "", &train("1")).expect(0, &["keeps all features"]);
     fs::remove_dir_all(home.join("run")).unwrap();
     // A step on 64 pictures does not fit. The run stays as it was before that step.
-    let refusal = on_driver(home, driver.path(), "memory=40000000", &train("64")).expect(5, &streamed);
+    let refusal = on_driver(home, driver.path(), "memory=36000000", &train("64")).expect(5, &streamed);
     refused(refusal, home, &["Stand-in GPU has no room for", "--batch"]);
     assert!(home.join("run/checkpoint.safetensors").exists() && !home.join("run/model.safetensors").exists());
     run(home, &["train", "--resume", "run"]).expect(0, &["at epoch 1, step 1"]);

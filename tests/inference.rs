@@ -223,6 +223,11 @@ fn a_score_depends_on_its_own_picture_alone(gpu: Gpu) {
     let broken = |_: usize, _: &mut [u8]| Err(grad::Error::config("not today", "try again"));
     assert!(on.scores(Input::Pictures(2, &broken), &protocol).is_err());
     assert_eq!(score(&[1, 0])[0], together[1]);
+    // Two batches in flight, and a rest.
+    let mut small = inference(&gpu, &head, &params);
+    small.in_batches_of(2);
+    let scores = small.scores(Input::Pictures(5, &|i, to| write(i % 3, to)), &protocol).unwrap();
+    assert_eq!(scores, [0, 1, 2, 0, 1].map(|i| together[i]));
 }
 
 /// The same tests on one kind of device.

@@ -6,9 +6,10 @@
     python benches/peer/compare.py --device cuda --precision bf16 --modes published,tuned,compiled
 
 Needs torch, except for --modes "". All sides stay alive and work in turn, on random inputs: on a CPU one step on all
-cores, on a GPU several steps in a row, of which PyTorch waits for the last alone. A ratio above 1 means that PyTorch takes
-longer. The peer is the better of its modes by median. On a CPU PyTorch gets the malloc settings that it is fastest with.
-Prints one line a model and, with --json FILE, writes everything.
+cores, on a GPU 50 steps by the clock of the device, then 200 by the wall clock, each in a row with one wait at the end;
+ours are replays of a graph, as in training. A ratio above 1 means that PyTorch takes longer. The peer is the better of its
+modes by median. On a CPU PyTorch gets the malloc settings that it is fastest with. Prints one line a model and, with --json
+FILE, writes everything.
 """
 import argparse
 import json
@@ -30,34 +31,67 @@ MALLOC = {
 }
 # Both sides as a machine with AVX2 alone would run them.
 AVX2 = {"GRAD_SIMD": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
-# Steps to warm up with, steps of a sample, and seconds to rest after one: idle threads of either side spin for a while.
-PACE = {"cpu": (2, 1, 0.3), "cuda": (10, 20, 0.02), "emulated": (1, 1, 0)}
+# Steps to warm up with, steps of a sample by the device's clock (0: none) and by the wall clock, and seconds to rest after
+# one: idle threads of either side spin for a while.
+PACE = {"cpu": (2, 0, 1, 0.3), "cuda": (10, 50, 200, 0.02), "emulated": (1, 1, 2, 0)}
+# Takes so long that a twentieth of the steps will do.
+SLOW = {"published": 20}
 
 
 class Side:
     """A process that takes as many steps as each line it reads says."""
 
-    def __init__(self, command, environment=None):
+    def __init__(self, command, environment=None, slow=1):
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
         self.process = subprocess.Popen(command, env={**os.environ, **(environment or {})}, **pipes)
-        self.seconds = []
+        self.slow, self.seconds, self.device_seconds = slow, [], []
 
     def steps(self, count):
-        """Seconds of a step; None when the process has ended."""
+        """Seconds of a step by the wall clock, and by the device's where it is said; None when the process has ended."""
         try:
-            self.process.stdin.write(f"{count}\n")
+            self.process.stdin.write(f"{max(1, count // self.slow)}\n")
             self.process.stdin.flush()
         except BrokenPipeError:
             return None
         line = self.process.stdout.readline().split()
-        return float(line[0]) if line else None
+        return (float(line[0]), float(line[2]) if len(line) > 2 else None) if line else None
 
     def end(self):
-        """Peak resident memory, MiB."""
+        """What it says when the input ends: its last line, in words."""
         self.process.stdin.close()
-        peak = float(self.process.stdout.read().split()[-1])
+        said = self.process.stdout.read().split()
         self.process.wait()
-        return peak
+        return said
+
+
+def race(name, sides, pairs, pace):
+    """Warms all sides up and samples them in turn. A peer that ends early is left out; their names."""
+    warm_up, by_device, by_wall, rest = pace
+    failed = [side for side in sides if sides[side].steps(warm_up) is None]
+    if "ours" in failed:
+        sys.exit(f"{sides['ours'].process.args[0]} ended early")
+    for side in failed:
+        print(f"{name} PyTorch, {side}: ended early", file=sys.stderr)
+        del sides[side]
+    for _ in range(pairs):
+        for side in reversed(sides.values()):
+            for count, samples, clock in [(by_device, side.device_seconds, 1), (by_wall, side.seconds, 0)]:
+                if count:
+                    samples.append((side.steps(count) or sys.exit(f"{side.process.args} ended early"))[clock])
+            time.sleep(rest)
+    return failed
+
+
+def verdict(sides):
+    """The samples of all sides, and the ratios of the pairs with the better peer."""
+    found = {"seconds": {name: side.seconds for name, side in sides.items()}}
+    if all(side.device_seconds for side in sides.values()):
+        found["device_seconds"] = {name: side.device_seconds for name, side in sides.items()}
+    if peers := {name: side for name, side in sides.items() if name != "ours"}:
+        mode, peer = min(peers.items(), key=lambda s: statistics.median(s[1].seconds))
+        ratios = sorted(p / o for p, o in zip(peer.seconds, sides["ours"].seconds))
+        found |= {"peer": mode, "ratio": statistics.median(ratios), "ratios": ratios}
+    return found
 
 
 def machine():
@@ -77,34 +111,20 @@ def headline(*more):
 
 def compare(options, model):
     """Times all sides on one model; a peer that fails is left out and named."""
-    warm_up, steps, rest = PACE[options.device]
-    features = ["--features", *map(str, options.features)]
+    pace, features = list(PACE[options.device]), ["--features", *map(str, options.features)]
+    pace[1:3] = options.steps or pace[1:3]
     common = [model, "--batch", str(options.batch), "--device", options.device, "--precision", options.precision]
     only = AVX2 if options.isa == "avx2" else {}
     sides = {"ours": Side([options.step, *common, *features], only)}
     environment = (MALLOC if options.device == "cpu" else {}) | only
     for mode in filter(None, options.modes.split(",")):
         command = [sys.executable, HERE / "torch_step.py", *common, *features, "--mode", mode]
-        sides[mode] = Side(command, environment)
-    failed = [name for name, side in sides.items() if side.steps(warm_up) is None]
-    if "ours" in failed:
-        sys.exit(f"{options.step} ended early")
-    for name in failed:
-        print(f"{model:8} PyTorch, {name}: ended early", file=sys.stderr)
-        del sides[name]
-    for _ in range(options.pairs):
-        for side in reversed(sides.values()):
-            side.seconds.append(side.steps(steps) or sys.exit(f"{side.process.args} ended early"))
-            time.sleep(rest)
-    peaks = {name: side.end() for name, side in sides.items()}
+        sides[mode] = Side(command, environment, SLOW.get(mode, 1))
+    failed = race(f"{model:8}", sides, options.pairs, pace)
+    last = {name: side.end() for name, side in sides.items()}
     result = {"model": model, "batch": options.batch, "precision": options.precision, "failed": failed}
-    result |= {"seconds": {name: side.seconds for name, side in sides.items()}, "peak_mib": peaks}
-    ours = sides.pop("ours")
-    if sides:
-        mode, peer = min(sides.items(), key=lambda s: statistics.median(s[1].seconds))
-        ratios = sorted(p / o for p, o in zip(peer.seconds, ours.seconds))
-        result |= {"peer": mode, "ratio": statistics.median(ratios), "ratios": ratios}
-    return result
+    result |= {"launches": int(last["ours"][0]), "peak_mib": {name: float(said[-1]) for name, said in last.items()}}
+    return result | verdict(sides)
 
 
 def line(result):
@@ -126,6 +146,7 @@ def main():
     arguments.add_argument("--device", choices=PACE, default="cpu")
     arguments.add_argument("--precision", choices=["f32", "tf32", "bf16"], default="f32")
     arguments.add_argument("--pairs", type=int, default=5)
+    arguments.add_argument("--steps", type=int, nargs=2, help="steps of a sample by the device's clock, by the wall clock")
     arguments.add_argument("--features", type=int, nargs=2, default=[28, 216], help="height and width, channels")
     arguments.add_argument("--isa", choices=["best", "avx2"], default="best", help="restrict both sides")
     arguments.add_argument("--step", type=pathlib.Path, default=STEP, help="our side's executable")

@@ -5,7 +5,8 @@
     python benches/peer/inference.py [--models crad] [--backbones lite0,b4] [--batches 1,8,32] [--pairs 5]
     python benches/peer/inference.py --device cuda --precision bf16 --modes tuned,compiled --json FILE
 
-Needs torch, except for --modes "". Both sides stay alive and work in turn, batch after batch without a wait between them.
+Needs torch, except for --modes "". Both sides stay alive and work in turn, as compare.py has them, batch after batch without
+a wait between them.
 A ratio above 1 means that PyTorch takes longer; the peer is the better of its modes by median.
 """
 import argparse
@@ -13,46 +14,28 @@ import json
 import pathlib
 import statistics
 import sys
-import time
 
-from compare import MALLOC, Side, headline, machine
+from compare import MALLOC, Side, headline, machine, race, verdict
 
 HERE = pathlib.Path(__file__).resolve().parent
 OURS = HERE.parents[1] / "target/release/examples/inference"
-# Batches to warm up with, batches of a sample, and seconds to rest after one.
-PACE = {"cpu": (1, 1, 0.3), "cuda": (10, 50, 0.02), "emulated": (1, 1, 0)}
+# Batches to warm up with, batches of a sample by the device's clock (none) and by the wall clock, and seconds to rest after one.
+PACE = {"cpu": (1, 0, 1, 0.3), "cuda": (10, 0, 50, 0.02), "emulated": (1, 0, 1, 0)}
 
 
 def compare(options, model, backbone, batch):
-    warm_up, batches, rest = PACE[options.device]
     common = ["--backbone", backbone, "--batch", str(batch), "--size", str(options.size)]
     common += ["--device", options.device, "--precision", options.precision]
     sides = {"ours": Side([options.ours, "--serve", "--model", model, *common])}
     environment = MALLOC if options.device == "cpu" else None
     for mode in filter(None, options.modes.split(",")):
         sides[mode] = Side([sys.executable, HERE / "torch_inference.py", model, *common, "--mode", mode], environment)
-    failed = [name for name, side in sides.items() if side.steps(warm_up) is None]
-    if "ours" in failed:
-        sys.exit(f"{options.ours} ended early")
-    for name in failed:
-        print(f"{model:8} PyTorch, {name}: ended early", file=sys.stderr)
-        del sides[name]
-    for _ in range(options.pairs):
-        for side in reversed(sides.values()):
-            side.seconds.append(side.steps(batches) or sys.exit(f"{side.process.args} ended early"))
-            time.sleep(rest)
+    failed = race(f"{model:8}", sides, options.pairs, PACE[options.device])
     for side in sides.values():
-        side.process.stdin.close()
-        side.process.wait()
+        side.end()
     result = {"model": model, "backbone": backbone, "batch": batch, "precision": options.precision, "failed": failed}
-    result |= {"seconds": {name: side.seconds for name, side in sides.items()}}
-    ours = sides.pop("ours")
-    result["pictures_per_second"] = batch / statistics.median(ours.seconds)
-    if sides:
-        mode, peer = min(sides.items(), key=lambda s: statistics.median(s[1].seconds))
-        ratios = sorted(p / o for p, o in zip(peer.seconds, ours.seconds))
-        result |= {"peer": mode, "ratio": statistics.median(ratios), "ratios": ratios}
-    return result
+    result["pictures_per_second"] = batch / statistics.median(sides["ours"].seconds)
+    return result | verdict(sides)
 
 
 def line(r):

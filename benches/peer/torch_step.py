@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""PyTorch's side of compare.py: for each line read, as many training steps as it says; written are the seconds of a step
-and the last loss. The last line, after the input ends, is the peak resident memory of the process in MiB.
+"""PyTorch's side of compare.py: for each line read, as many training steps as it says; written are the seconds of a step by
+the wall clock, the last loss, and the seconds of a step by the clock of the device. The last line, after the input ends, is
+the peak resident memory of the process in MiB.
 
 Modes, all with the same mathematics as ours, checked by the fixtures of this repository:
   published  the operations of the public code as they stand: channels first, grid_sample on the whole global grid,
@@ -133,14 +134,20 @@ def main():
 
     for line in sys.stdin:
         steps = int(line)
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if cuda else []
         started = time.perf_counter()
+        for mark in marks[:1]:
+            mark.record()
         for _ in range(steps):
             loss = step()
+        for mark in marks[1:]:
+            mark.record()
         # Reading the loss waits for the device, once: only the last step is waited for.
         loss = loss.item()
         if cuda:
             torch.cuda.synchronize()
-        print((time.perf_counter() - started) / steps, loss, flush=True)
+        seconds = time.perf_counter() - started
+        print(seconds / steps, loss, (marks[0].elapsed_time(marks[1]) / 1e3 if cuda else seconds) / steps, flush=True)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, flush=True)
 
 

@@ -120,15 +120,19 @@ impl Backbone {
     /// The same network on another device.
     ///
     /// # Errors
-    /// What a device refuses.
+    /// [`Error::Config`] from one device to another, because a device holds its weights as its own kernels read them; what a
+    /// device refuses.
     pub fn to(&self, device: &Device) -> Result<Self> {
         let blocks = self.blocks.iter().map(|block| block.to(device)).collect::<Result<_>>()?;
-        Ok(Backbone { network: self.network, origin: self.origin.clone(), stem: self.stem.to(device)?, blocks })
+        let stem = self.stem.to(device)?;
+        // The form in which the weights came there.
+        device.gpu().map_or(Ok(()), Gpu::trim)?;
+        Ok(Backbone { network: self.network, origin: self.origin.clone(), stem, blocks })
     }
 
     /// The device its weights lie on; `None` for host memory.
     pub fn gpu(&self) -> Option<&Gpu> {
-        self.stem.weight.gpu()
+        self.stem.gpu()
     }
 
     /// Which network it is.

@@ -167,7 +167,7 @@ impl Scope<'_, '_> {
             .map(|((&b, &m), s)| (f64::from(b) - f64::from(m) * s) as f32)
             .collect();
         let folded = layer(oihw, &weight, &bias, |o, w| (f64::from(w) * scale[o]) as f32);
-        if !folded.weight.data().iter().chain(folded.bias.data()).all(|v| v.is_finite()) {
+        if !folded.parts().into_iter().flatten().all(|v| v.is_finite()) {
             let [norm, conv] = [key(&format!("{norm}.weight")), key(&format!("{conv}.weight"))];
             self.weights.wrong(format!("{norm:?} folded into {conv:?} leaves the range of f32"))?;
         }
@@ -237,9 +237,9 @@ mod tests {
         let layer = folded(&convolution(&parts)).unwrap();
         let g = ConvGeometry { n: 1, h: 5, w: 4, ci: 3, co: 4, kh: 3, kw: 2, stride: 1, pad: [0; 4] };
         let x = random(5 * 4 * 3, 9, -1.0, 1.0);
-        let mut got = vec![f32::NAN; 3 * 3 * 4];
-        conv2d_forward(&g, &x, layer.weight.data(), &mut got, |_, rows| {
-            rows.iter_mut().enumerate().for_each(|(i, v)| *v += layer.bias.data()[i % 4]);
+        let ([weight, bias], mut got) = (layer.parts(), vec![f32::NAN; 3 * 3 * 4]);
+        conv2d_forward(&g, &x, weight, &mut got, |_, rows| {
+            rows.iter_mut().enumerate().for_each(|(i, v)| *v += bias[i % 4]);
         });
         let [w, gamma, beta, mean, var] = &parts;
         for (at, &got) in got.iter().enumerate() {

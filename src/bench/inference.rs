@@ -52,6 +52,13 @@ impl InferenceBench {
         Ok(InferenceBench { backbone, head, params, on_device, size, pictures, protocol: Protocol::official() })
     }
 
+    /// Has a device take `n` pictures at once; see [`Inference::in_batches_of`].
+    pub fn in_batches_of(&mut self, n: usize) {
+        if let Some(inference) = &mut self.on_device {
+            inference.in_batches_of(n);
+        }
+    }
+
     fn picture(&self, i: usize) -> &[u8] {
         &self.pictures[i % PICTURES]
     }

@@ -58,6 +58,8 @@ fn open(choice: DeviceChoice, precision: Precision) -> Result<(Device, String)> 
         }
         DeviceChoice::Auto => Ok(match Gpu::open(0, precision) {
             Ok(gpu) => (Device::Gpu(gpu), "auto: the first CUDA device".into()),
+            // A variable that is set wrongly is no reason to pass over the device.
+            Err(wrong @ Error::Config { .. }) => return Err(wrong),
             Err(refusal) => (Device::Cpu, format!("auto: {}", reason(&refusal))),
         }),
     }

@@ -29,9 +29,9 @@ impl Inference {
 }
 
 impl Stages<'_> {
-    /// Kernels, and copies and zeroings, of the graph of this batch; normalising the bytes is one kernel more.
+    /// Kernels, and copies and zeroings, of the graph of this batch, if it is one; normalising the bytes is one kernel more.
     pub fn launches(&self) -> [usize; 2] {
-        [self.plan.graph.launches(), self.plan.graph.transfers()]
+        self.plan.work.graph().map_or([0; 2], |graph| [graph.launches(), graph.transfers()])
     }
 
     /// Runs every stage once on the pictures that `write` gives as bytes `[S, S, 3]`: names and seconds, in order. Copies are
@@ -54,7 +54,7 @@ impl Stages<'_> {
         ways[0].fill()?;
         let mut seconds = vec![("upload", started.elapsed().as_secs_f64())];
         let x = std::sync::Arc::get_mut(&mut plan.x).ok_or_else(shared)?;
-        let mut prepare = || ways[0].used(|bytes| on.prepare(bytes, x));
+        let mut prepare = || ways[0].used(|bytes| on.input.prepare(bytes, x));
         seconds.push(("prepare", gpu.time(&mut prepare)?));
         let x = Tensor::window(shape, plan.x.clone(), 0);
         let (mut features, mut raw) = (None, None);
@@ -77,9 +77,11 @@ impl Stages<'_> {
             })?;
             seconds.push(("score", score));
         }
-        seconds.push(("graph", gpu.time(|| plan.graph.replay())?));
+        if let Some(graph) = plan.work.graph() {
+            seconds.push(("graph", gpu.time(|| graph.replay())?));
+        }
         let started = Instant::now();
-        plan.found[0].fetch(plan.outputs.found.values().floats())?;
+        plan.found[0].fetch(plan.work.left().found.values().floats())?;
         plan.found[0].values()?;
         seconds.push(("download", started.elapsed().as_secs_f64()));
         Ok(seconds)

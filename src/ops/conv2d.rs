@@ -105,16 +105,18 @@ impl Conv2d {
         LaidOut::new(gpu, w.values().floats(), [shape.rows(), shape.channels()]).map(Some)
     }
 
-    /// The op on a device, with inputs x, w and bias and with w laid out before; a residual is added before the activation.
+    /// The op on a device, with inputs x and bias and with w, of this shape, laid out before; a residual is added before the
+    /// activation.
     pub(crate) fn frozen(
         &self,
         gpu: &Gpu,
-        [x, w, bias]: [&Tensor; 3],
+        [x, bias]: [&Tensor; 2],
+        w: Shape,
         laid_out: &LaidOut,
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
-        let shape = self.infer(&[x.shape(), w.shape(), bias.shape()])?[0];
-        let (g, mut y) = (self.geometry(x.shape(), w.shape()), gpu.scratch(shape.numel())?);
+        let shape = self.infer(&[x.shape(), w, bias.shape()])?[0];
+        let (g, mut y) = (self.geometry(x.shape(), w), gpu.scratch(shape.numel())?);
         let (x, bias) = (x.values().reals(), Some(bias.values().floats()));
         let residual = residual_of::<Self>(residual, shape)?;
         patches_product(gpu, &g, true, x, laid_out, bias, residual, None, &mut y.slice_mut(), self.act)?;

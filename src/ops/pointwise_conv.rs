@@ -67,16 +67,18 @@ impl PointwiseConv {
         LaidOut::new(gpu, w.values().floats(), [a, b]).map(Some)
     }
 
-    /// The op on a device, with inputs x, w and bias and with w laid out before; a residual is added before the activation.
+    /// The op on a device, with inputs x and bias and with w, of this shape, laid out before; a residual is added before the
+    /// activation.
     pub(crate) fn frozen(
         &self,
         gpu: &Gpu,
-        [x, w, bias]: [&Tensor; 3],
+        [x, bias]: [&Tensor; 2],
+        w: Shape,
         laid_out: &LaidOut,
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
-        let shape = self.infer(&[x.shape(), w.shape(), bias.shape()])?[0];
-        let (a, b) = (w.shape()[0], w.shape()[1]);
+        let shape = self.infer(&[x.shape(), w, bias.shape()])?[0];
+        let (a, b) = (w[0], w[1]);
         let (m, mut y) = (shape.numel() / b, gpu.scratch(shape.numel())?);
         let (x, bias) = (x.values().reals(), Some(bias.values().floats()));
         let residual = residual_of::<Self>(residual, shape)?;

@@ -78,7 +78,6 @@ impl Job<'_> {
             false => self.begin(&cached, &train)?,
         };
         let mut trainer = trainer.to(self.device)?;
-        trainer.graphs = graphs_wanted()?;
         self.say_kept(trainer.keep_features(&train)?);
         ui.note("run", format_args!("{}, {}", self.run.path().display(), count(config.epochs, "epoch")));
         self.run.start(&config.to_toml())?;
@@ -326,15 +325,6 @@ impl Job<'_> {
         }
         let bar = self.ui.bar("evaluate", test.len());
         evaluate(detector, self.dataset(), &test.items(), &test, &|n| bar.advance(n)).map(Some)
-    }
-}
-
-/// Whether steps may be graphs: `GRAD_GRAPHS=off` launches them piece by piece, for debugging.
-fn graphs_wanted() -> Result<bool> {
-    match std::env::var("GRAD_GRAPHS").as_deref() {
-        Err(_) | Ok("" | "on") => Ok(true),
-        Ok("off") => Ok(false),
-        Ok(other) => Err(Error::config(format!("GRAD_GRAPHS is `{other}`"), "set it to on or off, or not at all")),
     }
 }
 

@@ -40,6 +40,10 @@ unsafe extern "C" {
 const MEMORY: usize = 8 << 30;
 
 pub(super) struct Emulated {
+    /// Bytes that it has, of those that all emulated devices of the process have together.
+    memory: usize,
+    /// Bytes of each of its arrays, by address.
+    arrays: Mutex<HashMap<u64, usize>>,
     seed: AtomicU64,
     graphs: Mutex<HashMap<u64, Arc<[Command]>>>,
     next_graph: AtomicU64,
@@ -47,8 +51,23 @@ pub(super) struct Emulated {
 
 impl Emulated {
     pub fn new() -> Self {
+        Self::with_memory(MEMORY)
+    }
+
+    pub fn with_memory(memory: usize) -> Self {
         let seed = std::env::var("GRAD_EMULATOR_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
-        Emulated { seed: AtomicU64::new(seed), graphs: Mutex::default(), next_graph: AtomicU64::new(1) }
+        Emulated {
+            memory: memory.min(MEMORY),
+            arrays: Mutex::default(),
+            seed: AtomicU64::new(seed),
+            graphs: Mutex::default(),
+            next_graph: AtomicU64::new(1),
+        }
+    }
+
+    /// Bytes of its own memory that nobody has.
+    fn spare(&self) -> usize {
+        self.memory.saturating_sub(lock(&self.arrays).values().sum())
     }
 }
 
@@ -76,21 +95,26 @@ fn no_copy_engine<R>(asked: &str) -> Result<R> {
 impl Driver for Emulated {
     fn facts(&self) -> Result<Facts> {
         let name = "emulated device".into();
-        Ok(Facts { name, architecture: [8, 0], multiprocessors: 4, memory: MEMORY, driver: [0, 0] })
+        Ok(Facts { name, architecture: [8, 0], multiprocessors: 4, memory: self.memory, driver: [0, 0] })
     }
 
     fn free_memory(&self) -> Result<usize> {
         // SAFETY: takes and returns plain numbers.
-        Ok(MEMORY.saturating_sub(unsafe { grad_emulator_live() }))
+        Ok(MEMORY.saturating_sub(unsafe { grad_emulator_live() }).min(self.spare()))
     }
 
     fn allocate(&self, bytes: usize) -> Result<Option<u64>> {
+        if bytes > self.spare() {
+            return Ok(None);
+        }
         // SAFETY: takes and returns plain numbers.
         let address = unsafe { grad_emulator_allocate(bytes) };
+        lock(&self.arrays).insert(address, bytes);
         Ok((address != 0).then_some(address))
     }
 
     fn free(&self, address: u64) -> Result<()> {
+        lock(&self.arrays).remove(&address);
         // SAFETY: the emulator checks the address; the message buffer outlives the call.
         call(|message, size| unsafe { grad_emulator_free(address, message, size) })
     }

@@ -119,6 +119,61 @@ impl Drop for Graph {
     }
 }
 
+/// Work that is done again and again, and what it leaves: a graph, or launched anew each time where graphs are not wanted
+/// ([`Gpu::graphs`]).
+pub struct Repeated<R> {
+    graph: Option<Graph>,
+    left: R,
+}
+
+impl<R> Repeated<R> {
+    /// Records `work`; without graphs it is done, on whatever its inputs hold, so that what it leaves is known.
+    ///
+    /// # Errors
+    /// As [`Gpu::capture`].
+    pub fn new(gpu: &Gpu, work: impl FnOnce() -> Result<R>) -> Result<Self> {
+        if !gpu.graphs() {
+            return Ok(Repeated { graph: None, left: work()? });
+        }
+        let (graph, left) = gpu.capture(work)?;
+        Ok(Repeated { graph: Some(graph), left })
+    }
+
+    /// Does it; `work` is what it was made of.
+    ///
+    /// # Errors
+    /// As [`Graph::replay`], or what `work` meets.
+    pub fn again(&mut self, work: impl FnOnce() -> Result<R>) -> Result<()> {
+        match &self.graph {
+            Some(graph) => graph.replay()?,
+            None => self.left = work()?,
+        }
+        Ok(())
+    }
+
+    /// What the last time left, and before the first one nothing of use.
+    pub fn left(&self) -> &R {
+        &self.left
+    }
+
+    /// The graph, where it is one.
+    pub fn graph(&self) -> Option<&Graph> {
+        self.graph.as_ref()
+    }
+}
+
+/// Whether work is recorded as graphs: what `GRAD_GRAPHS` says.
+pub(super) fn wanted() -> Result<bool> {
+    match std::env::var("GRAD_GRAPHS").as_deref() {
+        Err(_) | Ok("" | "on") => Ok(true),
+        Ok("off") => Ok(false),
+        Ok(other) => Err(Error::config(
+            format!("GRAD_GRAPHS={other} is no choice"),
+            "use GRAD_GRAPHS=on or off, or leave the variable out",
+        )),
+    }
+}
+
 /// Ends a recording, whatever becomes of it.
 struct Recorder<'a>(&'a Gpu);
 

@@ -52,16 +52,32 @@ impl Element for Real {
     type Host = f32;
 
     fn pack(values: &[f32], precision: Precision) -> Vec<u8> {
-        match precision {
-            Precision::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
-            _ => f32::pack(values, precision),
-        }
+        let mut bytes = vec![0; values.len() * Self::KIND.size(precision)];
+        Self::pack_into(values, precision, &mut bytes);
+        bytes
     }
 
     fn unpack(bytes: &[u8], precision: Precision) -> Vec<f32> {
         match precision {
             Precision::Bf16 => bytes.as_chunks::<2>().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32()).collect(),
             _ => f32::unpack(bytes, precision),
+        }
+    }
+}
+
+impl Real {
+    /// Host values as the device stores them.
+    ///
+    /// # Panics
+    /// If `to` has room for more or fewer.
+    pub fn pack_into(values: &[f32], precision: Precision, to: &mut [u8]) {
+        assert_eq!(to.len(), values.len() * ElementKind::Real.size(precision), "a copy between lengths");
+        match precision {
+            Precision::Bf16 => {
+                let (to, _) = to.as_chunks_mut::<2>();
+                to.iter_mut().zip(values).for_each(|(to, &v)| *to = bf16::from_f32(v).to_le_bytes());
+            }
+            _ => to.copy_from_slice(bytemuck::cast_slice(values)),
         }
     }
 }

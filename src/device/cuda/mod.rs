@@ -26,8 +26,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub use chosen::Hopper;
 pub use driver::Facts;
 use driver::{Command, Driver};
-pub use graph::Graph;
 use graph::Recording;
+pub use graph::{Graph, Repeated};
 pub use launch::Grid;
 use launch::Kernel;
 use memory::Pool;
@@ -63,6 +63,8 @@ struct Inner {
     facts: Facts,
     precision: Precision,
     hopper: Hopper,
+    /// Whether work that is done again and again is recorded.
+    graphs: bool,
     /// Launches of `kernels/hopper/`.
     mapped: AtomicUsize,
     pool: Mutex<Pool>,
@@ -81,7 +83,7 @@ impl Gpu {
     ///
     /// # Errors
     /// [`Error::Device`] when there is no driver, no such device, or no kernel for its architecture, [`Error::Config`] for a
-    /// wrong `GRAD_HOPPER`.
+    /// wrong `GRAD_HOPPER` or `GRAD_GRAPHS`.
     pub fn open(ordinal: usize, precision: Precision) -> Result<Self> {
         Self::open_with(ordinal, precision, Hopper::from_environment()?)
     }
@@ -111,13 +113,23 @@ impl Gpu {
         Self::new(Box::new(emulated::Emulated::new()), precision, Hopper::Off)
     }
 
+    /// The emulated device, with so many bytes of memory.
+    ///
+    /// # Errors
+    /// None.
+    #[cfg(feature = "emulator")]
+    pub fn emulated_with_memory(precision: Precision, bytes: usize) -> Result<Self> {
+        Self::new(Box::new(emulated::Emulated::with_memory(bytes)), precision, Hopper::Off)
+    }
+
     fn new(driver: Box<dyn Driver>, precision: Precision, hopper: Hopper) -> Result<Self> {
-        let facts = driver.facts()?;
+        let (facts, graphs) = (driver.facts()?, graph::wanted()?);
         Ok(Gpu(Arc::new(Inner {
             driver,
             facts,
             precision,
             hopper,
+            graphs,
             mapped: AtomicUsize::new(0),
             pool: Mutex::default(),
             recording: Mutex::default(),
@@ -133,6 +145,12 @@ impl Gpu {
     /// How values are stored and multiplied.
     pub fn precision(&self) -> Precision {
         self.0.precision
+    }
+
+    /// Whether work that is done again and again is to be a graph: unless `GRAD_GRAPHS=off`, which has all of it launched
+    /// piece by piece, for debugging.
+    pub fn graphs(&self) -> bool {
+        self.0.graphs
     }
 
     /// Number of multiprocessors: how many blocks it takes to fill the device.

@@ -88,7 +88,10 @@ impl<T: Element> Upload<T> {
     /// As [`Gpu::scratch`].
     pub fn new(gpu: &Gpu, len: usize) -> Result<Self> {
         let host = Pinned::new(gpu, len * T::KIND.size(gpu.precision()))?;
-        Ok(Upload { host, device: gpu.scratch(len)?, sent: Mark::new(gpu)?, used: Mark::new(gpu)? })
+        let (device, sent, used) = (gpu.scratch(len)?, Mark::new(gpu)?, Mark::new(gpu)?);
+        // Recycled memory may still be in use by work launched before, which copies would not wait for.
+        used.set(Lane::Work)?;
+        Ok(Upload { host, device, sent, used })
     }
 
     /// The bytes to be filled, as the device stores the values; waits until those of last time have been sent.

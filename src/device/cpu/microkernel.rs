@@ -12,9 +12,6 @@ use super::simd::{Level, PORTABLE_FMA, Simd, mul_add};
 use crate::device::cuda::Precision;
 use std::ops::Range;
 
-/// Most rows of a tile that multiplies f32.
-pub const MAX_F32_ROWS: usize = 8;
-
 /// `(a, b, c, ldc, accumulate)`: panels `a` of MR rows and `b` of `width` columns, rows of `width` floats in `c`, `ldc`
 /// apart, that are added to or overwritten. The CPU must have the instructions of the tile, and their registers be ready.
 type Run = unsafe fn(&[f32], &[f32], &mut [f32], usize, bool);

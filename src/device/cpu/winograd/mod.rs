@@ -37,7 +37,7 @@ use std::ops::Range;
 
 use super::conv::{ConvGeometry, TransposedTaps};
 use super::gemm::no_epilogue;
-use super::microkernel::{MAX_F32_ROWS, Tile};
+use super::microkernel::Tile;
 use super::pack::{MAX_DEPTH, Matrix, PackA, PackB};
 use super::rows::with_scratch;
 use super::simd::Simd;
@@ -46,7 +46,10 @@ use transform::{LANES, PRODUCTS, Side, data, data_tiles, output_tiles, sums, tap
 /// Tiles of one stretch: their transforms take 14 MiB at 432 channels. The gradient of w sums them in one panel.
 const STRETCH: usize = MAX_DEPTH;
 
-/// Rows of tiles of one matrix product: few enough that their panels stay in L2.
+/// A multiple of the rows of every register tile of f32.
+const WHOLE: usize = 8;
+
+/// Tiles of one matrix product: few enough that their panels stay in L2.
 const PRODUCT_ROWS: usize = 56;
 
 /// How many times more than in a direct sum a rounding of a product weighs in a result: see the head of `winograd/mod.rs`.
@@ -152,7 +155,7 @@ impl Places {
     /// Floats from one place to the next: whole register tiles, and never a power of two, which would put all 36 into the
     /// same lines of a cache.
     fn stride(&self) -> usize {
-        self.tiles().next_multiple_of(MAX_F32_ROWS) * self.pitch + LANES
+        self.tiles().next_multiple_of(WHOLE) * self.pitch + LANES
     }
 
     /// The transforms of a stretch: `f(row of tiles, its part of each place)`.

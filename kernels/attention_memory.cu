@@ -9,7 +9,7 @@
 //
 // Source: the definition in src/ops/attention_memory.rs.
 #include "gemm.cuh"
-#include "quad.cuh"
+#include "vector.cuh"
 
 template <class T, bool VECTOR>
 __device__ __forceinline__ void dots(const Matrix& a, const Matrix& b, uint32_t begin, const Plain& put,
@@ -70,8 +70,8 @@ extern "C" __global__ __launch_bounds__(256) void attention_memory_backward_like
     dw += at;
     ds += at;
     float mean = 0.0f;
-    for (uint32_t k = lane; k < entries; k += WARP) mean = fmaf(widen(weights[k]), dw[k], mean);
+    for (uint32_t k = lane; k < entries; k += WARP) mean = fmaf(to_float(weights[k]), dw[k], mean);
     mean = warp_sum(mean);
     const float factor = static_cast<float>(scale);
-    for (uint32_t k = lane; k < entries; k += WARP) ds[k] = to_real(widen(weights[k]) * (dw[k] - mean) * factor);
+    for (uint32_t k = lane; k < entries; k += WARP) ds[k] = to_real(to_float(weights[k]) * (dw[k] - mean) * factor);
 }

@@ -11,7 +11,9 @@
 use crate::device::Device;
 use crate::device::cuda::{DeviceVec, Gpu, Grid, Real, Slice, launch};
 use crate::error::Result;
-use crate::ops::{Activation, Add, ChannelScale, Conv2d, DepthwiseConv2d, GlobalAvgPool, Kind, LaidOut, PointwiseConv};
+use crate::ops::{
+    Activation, Add, ChannelScale, Conv2d, DepthwiseConv2d, FrozenWeights, GlobalAvgPool, Kind, PointwiseConv,
+};
 use crate::storage::Storage;
 use crate::tape::Tape;
 use crate::tensor::Tensor;
@@ -22,7 +24,7 @@ pub(crate) struct Frozen {
     pub weight: Tensor,
     /// `[O]`.
     pub bias: Tensor,
-    laid_out: Option<LaidOut>,
+    laid_out: Option<FrozenWeights>,
 }
 
 impl Frozen {

@@ -1,9 +1,10 @@
 //! The two ways to a convolution on a Hopper GPU, `mma.sync` and the warpgroups of `kernels/hopper/`, in turns:
 //! `cargo run --release --example hopper`.
 //!
-//! For each direction of each convolution of the networks: judged, then both ways one after the other, as often as there are
-//! samples, each with a cold cache, by the device's own clock; laying out the weights is part of a call. With `--json`
-//! stdout has one JSON object a line, from which `scripts/gpu-check` makes `kernels/hopper/chosen.json`. Values are random.
+//! For each direction of each convolution of the networks, and of CRAD's bottleneck in one op: judged, then both ways one after
+//! the other, as often as there are samples, each with a cold cache, by the device's own clock; laying out the weights is part of
+//! a call. With `--json` stdout has one JSON object a line, from which `scripts/gpu-check` makes `kernels/hopper/chosen.json`;
+//! the time of a bottleneck speaks for all kernels that it takes. Values are random.
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -13,7 +14,7 @@ use grad::check::Effort;
 use grad::device::cuda::{ElementKind, Gpu, GpuArg, GpuOut, Hopper, Precision, Values};
 use grad::error::{Error, Result};
 use grad::op::Op;
-use grad::ops::{Conv2d, Kind, PointwiseConv, REGISTRY};
+use grad::ops::{Conv2d, Kind, MobileBottleneck, PointwiseConv, REGISTRY};
 use grad::rng::Rng;
 use grad::shape::Shape;
 use grad::storage::Storage;
@@ -90,19 +91,57 @@ impl Set {
     }
 }
 
+/// Everything that a call of a block in one op reads and writes, forward and backward.
+struct BlockSet {
+    x: Vec<Storage>,
+    y: Vec<Storage>,
+    dx: Vec<Storage>,
+    dy: Storage,
+}
+
+impl BlockSet {
+    fn new<O: Op>(gpu: &Gpu, op: &O, [x, y]: [&[Shape]; 2], seed: u64) -> Result<Self> {
+        let rng = &mut Rng::new(seed, 1);
+        let mut random = |in_f32, s: &Shape| {
+            // Weights small enough to keep activations near 1.
+            let (middle, width) = if s.len() == 1 { (0.6, 0.3) } else { (0.0, if in_f32 { 0.1 } else { 1.0 }) };
+            let values: Vec<f32> = (0..s.numel()).map(|_| middle + rng.uniform_in(-width, width)).collect();
+            Storage::upload(gpu, in_f32, &values)
+        };
+        let dy = random(false, &y[0])?;
+        let inputs: Result<Vec<_>> = x.iter().enumerate().map(|(i, s)| random(op.input_in_f32(i), s)).collect();
+        let empty = |in_f32, s: &Shape| Storage::scratch(gpu, in_f32, s.numel());
+        let outputs: Result<Vec<_>> = y.iter().enumerate().map(|(i, s)| empty(op.output_in_f32(i), s)).collect();
+        let gradients: Result<Vec<_>> = x.iter().enumerate().map(|(i, s)| empty(op.input_in_f32(i), s)).collect();
+        Ok(BlockSet { x: inputs?, y: outputs?, dx: gradients?, dy })
+    }
+
+    fn call<O: Op>(&mut self, gpu: &Gpu, op: &O, shapes: &[Shape], forward: bool) -> Result<()> {
+        let args: Vec<GpuArg> =
+            (self.x.iter().zip(shapes)).map(|(s, &shape)| GpuArg { shape, data: s.values(0, s.len()) }).collect();
+        if forward {
+            let mut y: Vec<GpuOut> = self.y.iter_mut().map(Storage::values_mut).collect();
+            return op.cuda_forward(gpu, &args, &mut y);
+        }
+        let y: Vec<Values> = self.y.iter().map(|s| s.values(0, s.len())).collect();
+        let mut dx: Vec<Option<GpuOut>> = self.dx.iter_mut().map(|s| Some(s.values_mut())).collect();
+        op.cuda_backward(gpu, &args, &y, self.dy.values(0, self.dy.len()), &mut dx)
+    }
+}
+
 /// One of the ways, with arrays of its own.
-struct Way {
+struct Way<S> {
     gpu: Gpu,
-    sets: Vec<Set>,
+    sets: Vec<S>,
     seconds: Vec<f64>,
 }
 
-impl Way {
-    fn sample<O: Op>(&mut self, op: &O, shapes: [Shape; 3], direction: Direction, effort: Effort) -> Result<f64> {
+impl<S> Way<S> {
+    fn sample(&mut self, call: &impl Fn(&Gpu, &mut S) -> Result<()>, effort: Effort) -> Result<f64> {
         let (gpu, sets) = (&self.gpu, &mut self.sets);
         let mut cleared = gpu.scratch::<f32>(effort.cleared / 4)?;
         gpu.zero(&mut cleared.slice_mut())?;
-        let taken = gpu.time(|| sets.iter_mut().try_for_each(|set| set.call(gpu, op, shapes, direction)))?;
+        let taken = gpu.time(|| sets.iter_mut().try_for_each(|set| call(gpu, set)))?;
         Ok(taken / sets.len() as f64)
     }
 
@@ -112,58 +151,104 @@ impl Way {
     }
 }
 
+/// Medians of both ways, and the ratios of pairs; `set` makes the arrays of a call.
+fn both<S>(
+    gpus: [&Gpu; 2],
+    count: usize,
+    set: impl Fn(&Gpu, u64) -> Result<S>,
+    call: impl Fn(&Gpu, &mut S) -> Result<()>,
+) -> Result<([f64; 2], Vec<f64>)> {
+    let effort = Effort::FULL;
+    let mut ways = vec![];
+    for gpu in gpus {
+        let sets: Result<Vec<S>> = (0..count).map(|i| set(gpu, i as u64)).collect();
+        ways.push(Way { gpu: gpu.clone(), sets: sets?, seconds: vec![] });
+    }
+    // The first round loads the kernels and fills the memory pools.
+    for round in 0..=effort.samples {
+        for way in &mut ways {
+            let taken = way.sample(&call, effort)?;
+            if round > 0 {
+                way.seconds.push(taken);
+            }
+        }
+    }
+    let ratios = ways[0].seconds.iter().zip(&ways[1].seconds).map(|(mma, wgmma)| mma / wgmma).collect();
+    let medians = [0, 1].map(|i| ways[i].median());
+    drop(ways);
+    gpus.iter().try_for_each(|gpu| gpu.trim())?;
+    Ok((medians, ratios))
+}
+
+/// What was measured: a line for people, and with `json` one for programs.
+fn tell(
+    (kernel, shape): (&str, [usize; 4]),
+    direction: &str,
+    case: &str,
+    flops: f64,
+    ([mma, wgmma], ratios): &([f64; 2], Vec<f64>),
+    json: bool,
+) {
+    let rates = [mma, wgmma].map(|s| flops / s / 1e12);
+    let line = format!(
+        "{kernel:40} {direction:15} {:9.1} {:9.1} us {:7.0} {:7.0} TFLOP/s  {case}",
+        mma * 1e6,
+        wgmma * 1e6,
+        rates[0],
+        rates[1]
+    );
+    if !json {
+        println!("{line}");
+        return;
+    }
+    eprintln!("{line}");
+    let record = json!({
+        "kind": "time", "kernel": kernel, "shape": shape, "direction": direction, "case": case, "flops": flops,
+        "mma": mma, "wgmma": wgmma, "ratios": ratios,
+    });
+    println!("{record}");
+}
+
 /// All directions of one convolution, both ways.
 fn measure<O: Op>(op: &O, x: &[usize], w: &[usize], gpus: [&Gpu; 2], json: bool) -> Result<()> {
-    let effort = Effort::FULL;
     let shapes = [Shape::new(x), Shape::new(w)];
     let y = op.infer(&shapes)?[0];
     let (all, rows) = ([shapes[0], shapes[1], y], y.rows());
     let taps = w[..w.len() - 2].iter().product();
-    let count = (effort.rotated / (2 * (shapes[0].numel() + y.numel()))).clamp(2, 32);
+    let count = (Effort::FULL.rotated / (2 * (shapes[0].numel() + y.numel()))).clamp(2, 32);
     for direction in Direction::ALL {
-        let mut ways = vec![];
-        for gpu in gpus {
-            let sets: Result<Vec<Set>> = (0..count).map(|i| Set::new(gpu, all, i as u64)).collect();
-            ways.push(Way { gpu: gpu.clone(), sets: sets?, seconds: vec![] });
-        }
-        // The first round loads the kernels and fills the memory pools.
-        for round in 0..=effort.samples {
-            for way in &mut ways {
-                let taken = way.sample(op, all, direction, effort)?;
-                if round > 0 {
-                    way.seconds.push(taken);
-                }
-            }
-        }
-        let ratios: Vec<f64> = ways[0].seconds.iter().zip(&ways[1].seconds).map(|(mma, wgmma)| mma / wgmma).collect();
-        let [mma, wgmma] = [0, 1].map(|i| ways[i].median());
+        let call = |gpu: &Gpu, set: &mut Set| set.call(gpu, op, all, direction);
+        let taken = both(gpus, count, |gpu, seed| Set::new(gpu, all, seed), call)?;
         let (kernel, shape) = direction.key(O::NAME, [rows, x[x.len() - 1], w[w.len() - 1], taps]);
-        let flops = op.flops(&shapes) as f64;
-        let (case, rates) = (format!("{x:?} {w:?}"), [mma, wgmma].map(|s| flops / s / 1e12));
-        let line = format!(
-            "{kernel:36} {:15} {:9.1} {:9.1} us {:7.0} {:7.0} TFLOP/s  {case}",
-            direction.name(),
-            mma * 1e6,
-            wgmma * 1e6,
-            rates[0],
-            rates[1]
-        );
-        if json {
-            eprintln!("{line}")
-        } else {
-            println!("{line}")
+        let case = format!("{x:?} {w:?}");
+        tell((&kernel, shape), direction.name(), &case, op.flops(&shapes) as f64, &taken, json);
+    }
+    Ok(())
+}
+
+/// A bottleneck forward and backward, both ways.
+fn measure_bottleneck(batch: usize, [c, e, s]: [usize; 3], gpus: [&Gpu; 2], json: bool) -> Result<()> {
+    let op = MobileBottleneck { eps: 1e-5, groups: 1 };
+    let shapes: [&[usize]; 12] =
+        [&[batch, 28, 28, c], &[c, e], &[e], &[e], &[3, 3, e], &[e], &[e], &[e, s], &[s, e], &[e, c], &[c], &[c]];
+    let shapes = shapes.map(Shape::new);
+    let (y, m, case) = (op.infer(&shapes)?, shapes[0].rows(), format!("[{batch}, 28, 28, {c}] by {e}"));
+    let kernels: [&[(&str, [usize; 4])]; 2] = [
+        &[("mobile_bottleneck_wgmma_project_gradient", [m, e, c, 1])],
+        &[("mobile_bottleneck_wgmma_expand", [m, e, c, 1]), ("mobile_bottleneck_wgmma_project", [m, c, e, 1])],
+    ];
+    for (forward, name) in [(true, "forward"), (false, "backward")] {
+        let set = |gpu: &Gpu, seed| {
+            let mut set = BlockSet::new(gpu, &op, [&shapes, &y], seed)?;
+            // Backward reads what forward has written.
+            set.call(gpu, &op, &shapes, true)?;
+            Ok(set)
+        };
+        let taken = both(gpus, 2, set, |gpu, set| set.call(gpu, &op, &shapes, forward))?;
+        let flops = op.flops(&shapes) as f64 * if forward { 1.0 } else { 2.0 };
+        for &kernel in kernels[usize::from(forward)] {
+            tell(kernel, name, &case, flops, &taken, json);
         }
-        if json {
-            println!(
-                "{}",
-                json!({
-                    "kind": "time", "kernel": kernel, "shape": shape, "direction": direction.name(), "case": case,
-                    "flops": flops, "mma": mma, "wgmma": wgmma, "ratios": ratios,
-                })
-            );
-        }
-        drop(ways);
-        gpus.iter().try_for_each(|gpu| gpu.trim())?;
     }
     Ok(())
 }
@@ -179,7 +264,7 @@ fn run(options: &Options) -> Result<()> {
             help: "use a device of compute capability 9.0 and a build with nvcc 12 or later".into(),
         });
     }
-    for entry in REGISTRY.iter().filter(|e| ["conv2d", "pointwise_conv"].contains(&e.name)) {
+    for entry in REGISTRY.iter().filter(|e| ["conv2d", "mobile_bottleneck", "pointwise_conv"].contains(&e.name)) {
         (entry.device_truth)(&force);
     }
     if options.json {
@@ -204,6 +289,10 @@ fn run(options: &Options) -> Result<()> {
                 measure(&pointwise, &x, &[a, b], gpus, options.json)?;
             }
         }
+        if started.elapsed().as_secs_f64() > options.seconds {
+            return Ok(());
+        }
+        measure_bottleneck(batch, [432, 864, 216], gpus, options.json)?;
     }
     Ok(())
 }

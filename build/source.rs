@@ -94,7 +94,7 @@ pub fn module(path: &Path) -> Result<Module, String> {
     let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
     let code = without_comments(&text);
     let stored = code.contains("real");
-    let multiplies = code.contains("\"gemm.cuh\"");
+    let multiplies = code.contains("\"gemm_tilings.cuh\"");
     let flavours = Flavour::ALL.into_iter().filter(|f| match f {
         Flavour::F32 => true,
         Flavour::Tf32 => multiplies,

@@ -8,21 +8,12 @@
 //   dx = ds keys            pointwise_conv_forward
 //
 // Source: the definition in src/ops/attention_memory.rs.
-#include "gemm.cuh"
-#include "quad.cuh"
-
-template <class T, bool VECTOR>
-__device__ __forceinline__ void dots(const Matrix& a, const Matrix& b, uint32_t begin, const Plain& put,
-                                     unsigned char* shared) {
-    const Place<T> place(put.n);
-    multiply<T>(AlongK<T, VECTOR, Matrix>(a, place.row), AcrossK<T::COLUMNS, true, Matrix>(b, place.column), begin,
-                a.columns, shared, place, a.rows, put.n, put);
-}
+#include "gemm_tilings.cuh"
 
 // partial [slab, m, n] = a [m, d] b [d, n] over the slab's part of d; b as LaidOut has it, lines `pitch` apart. Grid
 // (tiles, slabs).
 // SASS: HMMA, LDGSTS
-extern "C" __global__ __launch_bounds__(128) void attention_memory_dots(const real* __restrict__ a,
+extern "C" __global__ __launch_bounds__(128, PLAIN_AT_ONCE) void attention_memory_dots(const real* __restrict__ a,
                                                                         const real* __restrict__ b,
                                                                         float* __restrict__ partial, uint32_t m,
                                                                         uint32_t n, uint32_t d, uint32_t pitch,
@@ -30,10 +21,7 @@ extern "C" __global__ __launch_bounds__(128) void attention_memory_dots(const re
     DYNAMIC_SHARED(unsigned char, shared);
     const uint32_t begin = blockIdx.y * slab, end = min(d, begin + slab);
     const Matrix a_view{a, m, end, d}, b_view{b, end, pitch, pitch};
-    const Plain put{partial + blockIdx.y * m * n, n};
-    if (tiling == LARGE) dots<LargeTile, true>(a_view, b_view, begin, put, shared);
-    else if (tiling == SMALL) dots<SmallTile, true>(a_view, b_view, begin, put, shared);
-    else dots<SmallTile, false>(a_view, b_view, begin, put, shared);
+    product(a_view, b_view, begin, Plain{partial + blockIdx.y * m * n, n}, tiling, shared);
 }
 
 __device__ __forceinline__ float warp_max(float v) {
@@ -70,8 +58,8 @@ extern "C" __global__ __launch_bounds__(256) void attention_memory_backward_like
     dw += at;
     ds += at;
     float mean = 0.0f;
-    for (uint32_t k = lane; k < entries; k += WARP) mean = fmaf(widen(weights[k]), dw[k], mean);
+    for (uint32_t k = lane; k < entries; k += WARP) mean = fmaf(to_float(weights[k]), dw[k], mean);
     mean = warp_sum(mean);
     const float factor = static_cast<float>(scale);
-    for (uint32_t k = lane; k < entries; k += WARP) ds[k] = to_real(widen(weights[k]) * (dw[k] - mean) * factor);
+    for (uint32_t k = lane; k < entries; k += WARP) ds[k] = to_real(to_float(weights[k]) * (dw[k] - mean) * factor);
 }

@@ -77,53 +77,45 @@ struct NormalisedPatches : Patches<false> {
 // y [m, n] = patches of h w, where h [m, channels] is x, or relu(a x + b) with a table [groups, 2, channels];
 // w [9 channels, pitch] as laid out by pointwise_conv.cu. partial [N, slabs, 2, n]: the moments of y. One block a tile.
 // SASS: HMMA, LDGSTS
-extern "C" __global__ __launch_bounds__(128) void basic_block_product(
+extern "C" __global__ __launch_bounds__(128, CHANGED_AT_ONCE) void basic_block_product(
     const real* __restrict__ x, const float* __restrict__ table_or_null, const real* __restrict__ w, real* __restrict__ y,
     double* __restrict__ partial, uint32_t m, uint32_t n, uint32_t channels, uint32_t pitch, uint32_t height,
     uint32_t width, uint32_t groups, uint32_t slabs, uint32_t tiling) {
     DYNAMIC_SHARED(unsigned char, shared);
     const uint32_t positions = height * width;
     const Geometry geometry = three_by_three(height, width, channels, 1);
-    product(NormalisedPatches(x, table_or_null, m, geometry, m / positions, groups), Matrix{w, 9 * channels, pitch, pitch},
+    product(NormalisedPatches(x, table_or_null, m, geometry, m / positions, groups), Matrix{w, 9 * channels, pitch, pitch}, 0,
             StoredMoments{y, partial, n, positions, slabs}, tiling, shared);
 }
 
 // dt [m, n] = patches' of dz w relu'(a x + b), with dz [m, channels], w [9 channels, pitch] the transposed weights, x [m, n];
 // and its sums, partial [N, slabs, 2, n]. x_table [groups, 2, n], x_mean [groups, n].
 // SASS: HMMA, LDGSTS
-extern "C" __global__ __launch_bounds__(128) void basic_block_hidden_gradient(
+extern "C" __global__ __launch_bounds__(128, CHANGED_AT_ONCE) void basic_block_hidden_gradient(
     const real* __restrict__ dz, const real* __restrict__ w, const real* __restrict__ x, const float* __restrict__ x_table,
     const float* __restrict__ x_mean, real* __restrict__ dt, double* __restrict__ partial, uint32_t m, uint32_t n,
     uint32_t channels, uint32_t pitch, uint32_t height, uint32_t width, uint32_t groups, uint32_t slabs, uint32_t tiling) {
     DYNAMIC_SHARED(unsigned char, shared);
     const uint32_t positions = height * width;
-    product(Patches<false>(dz, m, three_by_three(height, width, channels, -1)), Matrix{w, 9 * channels, pitch, pitch},
+    product(Patches<false>(dz, m, three_by_three(height, width, channels, -1)), Matrix{w, 9 * channels, pitch, pitch}, 0,
             SlopeSums<RELU>{x, x_table, x_mean, dt, partial, n, positions, slabs, m / positions, groups, groups}, tiling,
             shared);
 }
 
 // dx [m, n] = patches' of dz w + dy, with dz [m, channels] and w [9 channels, pitch] the transposed weights.
 // SASS: HMMA, LDGSTS
-extern "C" __global__ __launch_bounds__(128) void basic_block_input_gradient(
+extern "C" __global__ __launch_bounds__(128, PLAIN_AT_ONCE) void basic_block_input_gradient(
     const real* __restrict__ dz, const real* __restrict__ w, const real* __restrict__ dy, real* __restrict__ dx, uint32_t m,
     uint32_t n, uint32_t channels, uint32_t pitch, uint32_t height, uint32_t width, uint32_t tiling) {
     DYNAMIC_SHARED(unsigned char, shared);
-    product(Patches<false>(dz, m, three_by_three(height, width, channels, -1)), Matrix{w, 9 * channels, pitch, pitch},
+    product(Patches<false>(dz, m, three_by_three(height, width, channels, -1)), Matrix{w, 9 * channels, pitch, pitch}, 0,
             Added{dy, dx, n}, tiling, shared);
-}
-
-template <class T, bool VECTOR>
-__device__ __forceinline__ void weight_gradient(const NormalisedPatches& x, const Matrix& dz, uint32_t begin, float* partial,
-                                                unsigned char* shared) {
-    const Place<T> place(dz.columns);
-    multiply<T>(AcrossK<T::ROWS, VECTOR, NormalisedPatches>(x, place.row), AcrossK<T::COLUMNS, VECTOR, Matrix>(dz, place.column),
-                begin, x.rows, shared, place, x.columns, dz.columns, Plain{partial, dz.columns});
 }
 
 // partial [slab, 9 channels, n] = (patches of h)T dz over the positions of each slab; h [m, channels] as in
 // basic_block_product, dz [m, n]. Grid (tiles, slabs).
 // SASS: HMMA, LDGSTS
-extern "C" __global__ __launch_bounds__(128) void basic_block_weight_gradient(
+extern "C" __global__ __launch_bounds__(128, CHANGED_AT_ONCE) void basic_block_weight_gradient(
     const real* __restrict__ x, const float* __restrict__ table_or_null, const real* __restrict__ dz,
     float* __restrict__ partial, uint32_t m, uint32_t n, uint32_t channels, uint32_t height, uint32_t width,
     uint32_t groups, uint32_t slab, uint32_t tiling) {
@@ -132,7 +124,5 @@ extern "C" __global__ __launch_bounds__(128) void basic_block_weight_gradient(
     const NormalisedPatches x_view(x, table_or_null, end, three_by_three(height, width, channels, 1), images, groups);
     const Matrix dz_view{dz, end, n, n};
     partial += blockIdx.y * x_view.columns * n;
-    if (tiling == LARGE) weight_gradient<LargeTile, true>(x_view, dz_view, begin, partial, shared);
-    else if (tiling == SMALL) weight_gradient<SmallTile, true>(x_view, dz_view, begin, partial, shared);
-    else weight_gradient<SmallTile, false>(x_view, dz_view, begin, partial, shared);
+    weight_gradient(x_view, dz_view, begin, partial, tiling, shared);
 }

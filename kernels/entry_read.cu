@@ -4,17 +4,16 @@
 //
 // dvalues[k] = sum of dy[m] over the m that read entry k: f64, in order within a slab of rows, then the slabs in order
 // (pointwise_conv_add_slabs). Source: the definition in src/ops/entry_read.rs.
-#include "common.cuh"
-#include "quad.cuh"
+#include "vector.cuh"
 
 // Whether an index means entry k.
 __device__ __forceinline__ bool means(float index, uint32_t k) { return floorf(index) == static_cast<float>(k); }
 
 template <bool VECTOR>
 __device__ __forceinline__ void read_span(const float* entry, real* y, uint32_t from, uint32_t n) {
-    float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    if (entry != nullptr) v = load_quad<VECTOR>(entry, from, n);
-    store_quad<VECTOR>(y, from, n, v);
+    Floats<4> v = {};
+    if (entry != nullptr) v = load_span<VECTOR>(entry, from, n);
+    store_span<VECTOR>(y, from, n, v);
 }
 
 // A warp for every 128 values of a row.
@@ -46,7 +45,7 @@ extern "C" __global__ __launch_bounds__(256) void entry_read_backward_values(con
     const uint32_t end = min(rows, (blockIdx.y + 1) * slab);
     double sum = 0.0;
     for (uint32_t m = blockIdx.y * slab; m < end; ++m) {
-        if (means(index[m], k)) sum += static_cast<double>(widen(dy[static_cast<size_t>(m) * n + column]));
+        if (means(index[m], k)) sum += static_cast<double>(to_float(dy[static_cast<size_t>(m) * n + column]));
     }
     partial[(static_cast<size_t>(blockIdx.y) * entries + k) * n + column] = static_cast<float>(sum);
 }

@@ -4,8 +4,7 @@
 //   y [images, values]: y[i] = features[order[at batch + i]]
 //
 // A warp copies 128 values of a picture, a thread four of them.
-#include "common.cuh"
-#include "quad.cuh"
+#include "vector.cuh"
 
 // A thread for every four values of an image, each image rounded up to whole warps of 128.
 // SASS: LDG.128 (f32), LDG.64 (bf16), STG.128 (f32), STG.64 (bf16)
@@ -19,8 +18,8 @@ extern "C" __global__ __launch_bounds__(256) void gather_pictures(const real* __
     const real* picture = features + static_cast<size_t>(order[at[0] * batch + image]) * values;
     real* to = y + static_cast<size_t>(image) * values;
     if (values % 4 == 0) {
-        store_quad<true>(to, from, values, load_quad<true>(picture, from, values));
+        store_span<true>(to, from, values, load_span<true>(picture, from, values));
     } else {
-        store_quad<false>(to, from, values, load_quad<false>(picture, from, values));
+        store_span<false>(to, from, values, load_span<false>(picture, from, values));
     }
 }

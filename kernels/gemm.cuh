@@ -17,8 +17,7 @@
 // from a multiple of CHUNK on must be neighbours in memory, aligned to 16 bytes, and all be there or all be zero. Without
 // it elements come one by one: right for any sizes, and slow.
 //
-// Tiles are 112 columns wide because the networks have 216, 432, 864 and 1728 channels: 2, 4, 8 and 16 tiles that are
-// 96 % full. A tile of 128 would waste a sixth.
+// The tiles that there are, and why: gemm_tilings.cuh.
 #pragma once
 
 #include "common.cuh"
@@ -29,22 +28,25 @@
 constexpr uint32_t STEP = 2 * PIECE;
 constexpr uint32_t STAGES = 4;
 
+constexpr uint32_t GEMM_THREADS = 128;
+
+// Lines of an operand in shared memory: 8 more than a multiple of 16, conflict-free for the 8 rows of an ldmatrix and for
+// single f32 values alike.
+constexpr uint32_t padded(uint32_t width) { return width + (24 - width % 16) % 16; }
+
 // ROWS x COLUMNS of C, over warps; a warp computes DOWN x ACROSS fragments of 16 x 8.
 template <uint32_t ROWS_, uint32_t COLUMNS_, uint32_t WARPS_DOWN, uint32_t WARPS_ACROSS_> struct Tile {
     static constexpr uint32_t ROWS = ROWS_, COLUMNS = COLUMNS_, WARPS_ACROSS = WARPS_ACROSS_;
     static constexpr uint32_t THREADS = WARPS_DOWN * WARPS_ACROSS * WARP;
     static constexpr uint32_t DOWN = ROWS / WARPS_DOWN / 16, ACROSS = COLUMNS / WARPS_ACROSS / 8;
     static_assert(DOWN * WARPS_DOWN * 16 == ROWS && ACROSS * WARPS_ACROSS * 8 == COLUMNS, "warps share a tile evenly");
+    static_assert(THREADS == GEMM_THREADS, "a launch has one block size");
+    static constexpr uint32_t PITCH = padded(COLUMNS); // of the finished tile, and of B
+    // Of the ring, both operands as they take the most. The host gives as much (src/device/cuda/tiling.rs), and more where
+    // there are further arrays.
+    static constexpr uint32_t SHARED_BYTES =
+        STAGES * (ROWS * (STEP + CHUNK) + STEP * PITCH) * static_cast<uint32_t>(sizeof(real));
 };
-using LargeTile = Tile<128, 112, 2, 2>; // for products that fill the device
-using SmallTile = Tile<64, 56, 4, 1>;   // for the others: four times as many blocks
-
-// How a launch wants its product done; the host chooses, and gives the shared memory (Tiling in src/ops/pointwise_conv.rs).
-constexpr uint32_t ONE_BY_ONE = 0, SMALL = 1, LARGE = 2; // ONE_BY_ONE: small tiles without VECTOR
-template <class T> constexpr uint32_t SHARED_BYTES = T::ROWS == 128 ? 71680 : 34816;
-
-constexpr uint32_t GEMM_THREADS = 128;
-static_assert(LargeTile::THREADS == GEMM_THREADS && SmallTile::THREADS == GEMM_THREADS, "a launch has one block size");
 
 // First row and column of this block's tile. Neighbouring blocks read the same rows of A.
 template <class T> struct Place {
@@ -96,19 +98,21 @@ __device__ __forceinline__ void copy_singly(real* to, uint32_t pitch, const View
     }
 }
 
-// Values of further arrays that the copies of one step bring.
-template <class View> constexpr uint32_t more_values(uint32_t copies) {
-    if constexpr (View::CHANGES) return View::MORE * copies * GEMM_THREADS * CHUNK;
+// Values of further arrays that the copies of one step bring, by so many threads.
+template <class View> constexpr uint32_t more_values(uint32_t copies, uint32_t threads) {
+    if constexpr (View::CHANGES) return View::MORE * copies * threads * CHUNK;
     else return 0;
 }
 // Where copy i of this thread lies among them.
-__device__ __forceinline__ uint32_t own_chunk(uint32_t i) { return (i * GEMM_THREADS + threadIdx.x) * CHUNK; }
+template <uint32_t THREADS> __device__ __forceinline__ uint32_t own_chunk(uint32_t i) {
+    return (i * THREADS + threadIdx.x) * CHUNK;
+}
 
-template <class View>
+template <uint32_t THREADS, class View>
 __device__ __forceinline__ void copy_chunks(real* to, real* more, uint32_t i, const View& view, Spot from) {
     copy_chunk(to, view, from);
     if constexpr (View::CHANGES) {
-        if constexpr (View::MORE > 0) cp_async16_zfill(more + own_chunk(i), view.more + from.offset, from.there);
+        if constexpr (View::MORE > 0) cp_async16_zfill(more + own_chunk<THREADS>(i), view.more + from.offset, from.there);
     }
 }
 
@@ -117,7 +121,7 @@ template <class T, bool VECTOR, class View> struct AlongK {
     // An odd number of 16 bytes: the 8 rows of an ldmatrix lie in different banks.
     static constexpr uint32_t PITCH = STEP + CHUNK, SLOT = T::ROWS * PITCH;
     static constexpr uint32_t CHUNKS = STEP / CHUNK, LINES = GEMM_THREADS / CHUNKS, COPIES = T::ROWS / LINES;
-    static constexpr uint32_t MORE = VECTOR ? more_values<View>(COPIES) : 0;
+    static constexpr uint32_t MORE = VECTOR ? more_values<View>(COPIES, GEMM_THREADS) : 0;
     View view;
     uint32_t first, line, run;
     typename View::Row rows[COPIES];
@@ -135,7 +139,7 @@ template <class T, bool VECTOR, class View> struct AlongK {
             to += line * PITCH + run;
 #pragma unroll
             for (uint32_t i = 0; i < COPIES; ++i) {
-                copy_chunks(to + i * LINES * PITCH, more, i, view, view.at(rows[i], column));
+                copy_chunks<GEMM_THREADS>(to + i * LINES * PITCH, more, i, view, view.at(rows[i], column));
             }
         } else {
             copy_singly<T::ROWS, STEP>(to, PITCH, view, first, k);
@@ -148,7 +152,7 @@ template <class T, bool VECTOR, class View> struct AlongK {
             to += line * PITCH + run;
 #pragma unroll
             for (uint32_t i = 0; i < COPIES; ++i) {
-                view.change(to + i * LINES * PITCH, more + own_chunk(i), rows[i], column, held);
+                view.change(to + i * LINES * PITCH, more + own_chunk<GEMM_THREADS>(i), rows[i], column, held);
             }
         }
     }
@@ -159,11 +163,11 @@ template <class T, bool VECTOR, class View> struct AlongK {
 
 // An operand of a view [k, m] or [k, n]: A when its columns are rows of C, or B. WIDTH columns of it meet the tile.
 template <uint32_t WIDTH, bool VECTOR, class View> struct AcrossK {
-    // 8 more than a multiple of 16: conflict-free for the 8 rows of an ldmatrix and for single f32 values alike.
-    static constexpr uint32_t PITCH = WIDTH + (24 - WIDTH % 16) % 16, SLOT = STEP * PITCH;
-    // A thread stays in one column. With 28 or 14 chunks in a line, 16 of the 128 threads have nothing to copy.
+    static constexpr uint32_t PITCH = padded(WIDTH), SLOT = STEP * PITCH;
+    // A thread stays in one column, and lines are shared out evenly: some threads may have nothing to copy. With 112 columns
+    // they are 16 of 128, with 96 columns 32, with 144 columns 56.
     static constexpr uint32_t CHUNKS = WIDTH / CHUNK, LINES = power_of_two(GEMM_THREADS / CHUNKS), COPIES = STEP / LINES;
-    static constexpr uint32_t MORE = VECTOR ? more_values<View>(COPIES) : 0;
+    static constexpr uint32_t BUSY = LINES * CHUNKS, MORE = VECTOR ? more_values<View>(COPIES, BUSY) : 0;
     View view;
     uint32_t first, line, run;
     typename View::Column column;
@@ -177,7 +181,8 @@ template <uint32_t WIDTH, bool VECTOR, class View> struct AcrossK {
             to += line * PITCH + run;
 #pragma unroll
             for (uint32_t i = 0; i < COPIES; ++i) {
-                copy_chunks(to + i * LINES * PITCH, more, i, view, view.at(view.row(k + line + i * LINES), column));
+                const typename View::Row row = view.row(k + line + i * LINES);
+                copy_chunks<BUSY>(to + i * LINES * PITCH, more, i, view, view.at(row, column));
             }
         } else {
             copy_singly<STEP, WIDTH>(to, PITCH, view, k, first);
@@ -190,7 +195,8 @@ template <uint32_t WIDTH, bool VECTOR, class View> struct AcrossK {
             to += line * PITCH + run;
 #pragma unroll
             for (uint32_t i = 0; i < COPIES; ++i) {
-                view.change(to + i * LINES * PITCH, more + own_chunk(i), view.row(k + line + i * LINES), column, held);
+                const typename View::Row row = view.row(k + line + i * LINES);
+                view.change(to + i * LINES * PITCH, more + own_chunk<BUSY>(i), row, column, held);
             }
         }
     }
@@ -213,10 +219,10 @@ template <uint32_t N> struct Width {
 template <class T, class A, class B, class Put>
 __device__ __forceinline__ void multiply(const A& a, const B& b, uint32_t begin, uint32_t end, unsigned char* shared,
                                          const Place<T>& place, uint32_t m, uint32_t n, const Put& put) {
-    constexpr uint32_t PITCH = T::COLUMNS + (24 - T::COLUMNS % 16) % 16;
+    constexpr uint32_t PITCH = T::PITCH;
     constexpr uint32_t OPERANDS = A::SLOT + B::SLOT, SLOT = OPERANDS + A::MORE + B::MORE;
-    static_assert(STAGES * OPERANDS * sizeof(real) <= SHARED_BYTES<T>, "the slots fit");
-    static_assert(T::ROWS * PITCH * sizeof(float) <= SHARED_BYTES<T>, "the finished tile fits");
+    static_assert(STAGES * OPERANDS * sizeof(real) <= T::SHARED_BYTES, "the slots fit");
+    static_assert(T::ROWS * PITCH * sizeof(float) <= T::SHARED_BYTES, "the finished tile fits");
     real* ring = reinterpret_cast<real*>(shared);
     const uint32_t steps = (end - begin + STEP - 1) / STEP;
     const auto fetch = [&](uint32_t step) {
@@ -267,7 +273,7 @@ __device__ __forceinline__ void multiply(const A& a, const B& b, uint32_t begin,
     const auto put_all = [&](auto width) {
         constexpr uint32_t V = decltype(width)::VALUE;
         if constexpr (Put::SUMS) {
-            static_assert(T::ROWS * PITCH * sizeof(float) + SUM_BYTES<T, V> <= SHARED_BYTES<T>, "the sums fit");
+            static_assert(T::ROWS * PITCH * sizeof(float) + SUM_BYTES<T, V> <= T::SHARED_BYTES, "the sums fit");
             put_and_sum<T, V>(tile, PITCH, tile + T::ROWS * PITCH, place.row, place.column, m, n, put);
         } else {
             for (uint32_t i = threadIdx.x; i < T::ROWS * T::COLUMNS / V; i += GEMM_THREADS) {

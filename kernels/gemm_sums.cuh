@@ -12,7 +12,8 @@
 // The largest power of two up to x.
 constexpr uint32_t power_of_two(uint32_t x) { return x < 2 ? 1 : 2 * power_of_two(x / 2); }
 
-template <class T, uint32_t V> constexpr uint32_t SUM_SHARES = power_of_two(T::THREADS / (T::COLUMNS / V));
+// Threads that share the rows of V columns.
+template <class T, uint32_t V> constexpr uint32_t SUM_SHARES = T::COLUMNS / V < T::THREADS ? T::THREADS / (T::COLUMNS / V) : 1;
 template <class T, uint32_t V> constexpr uint32_t SUM_BYTES = 2 * SUM_SHARES<T, V> * T::COLUMNS * sizeof(float);
 
 // `put.start(image, column, first row of the piece)` gives what `put(row, column, value, that, s, t)` is given beside the
@@ -21,12 +22,14 @@ template <class T, uint32_t V, class Put>
 __device__ __forceinline__ void put_and_sum(const float* tile, uint32_t pitch, float* room, uint32_t first,
                                             uint32_t first_column, uint32_t m, uint32_t n, const Put& put) {
     constexpr uint32_t SHARES = SUM_SHARES<T, V>, ACROSS = T::COLUMNS / V;
-    const uint32_t share = threadIdx.x / ACROSS, c = threadIdx.x % ACROSS * V, column = first_column + c;
     const uint32_t end = min(first + T::ROWS, m);
     for (uint32_t row = first; row < end;) {
         const uint32_t image = row / put.positions, stop = min(end, (image + 1) * put.positions);
         const float* piece = tile + (row - first) * pitch;
-        if (share < SHARES && column < n) {
+        // One at most for each thread, but where there are more columns than threads.
+        for (uint32_t place = threadIdx.x; place < SHARES * ACROSS; place += T::THREADS) {
+            const uint32_t share = place / ACROSS, c = place % ACROSS * V, column = first_column + c;
+            if (column >= n) continue;
             const auto with = put.template start<V>(image, column, load<V>(piece + c));
             Floats<V> s = {}, t = {};
             for (uint32_t r = row + share; r < stop; r += SHARES) {
@@ -36,15 +39,15 @@ __device__ __forceinline__ void put_and_sum(const float* tile, uint32_t pitch, f
             store<V>(room + (SHARES + share) * T::COLUMNS + c, t);
         }
         __syncthreads();
-        if (threadIdx.x < T::COLUMNS && first_column + threadIdx.x < n) {
+        const uint32_t slab = first / T::ROWS - image * put.positions / T::ROWS;
+        double* to = put.partial + static_cast<size_t>(image * put.slabs + slab) * 2 * n + first_column;
+        for (uint32_t c = threadIdx.x; c < T::COLUMNS && first_column + c < n; c += T::THREADS) {
             double s = 0.0, t = 0.0;
             for (uint32_t i = 0; i < SHARES; ++i) {
-                s += room[i * T::COLUMNS + threadIdx.x];
-                t += room[(SHARES + i) * T::COLUMNS + threadIdx.x];
+                s += room[i * T::COLUMNS + c];
+                t += room[(SHARES + i) * T::COLUMNS + c];
             }
-            const uint32_t slab = first / T::ROWS - image * put.positions / T::ROWS;
-            double* to = put.partial + static_cast<size_t>(image * put.slabs + slab) * 2 * n + first_column + threadIdx.x;
-            put.finish(to, n, piece[threadIdx.x], stop - row, s, t);
+            put.finish(to + c, n, piece[c], stop - row, s, t);
         }
         __syncthreads();
         row = stop;

@@ -10,8 +10,7 @@
 // points with long ones (the global grid, [4, 4, H W C], read once per image). A warp always works on a span of 128
 // values, and warps that need the same piece of the larger array sit side by side: all but the first find it in L1.
 // No sum depends on which block ran first: what a cell receives is added in the order of the points.
-#include "common.cuh"
-#include "quad.cuh"
+#include "vector.cuh"
 
 struct Sizes {
     uint32_t points, values, rows, cols;
@@ -64,18 +63,18 @@ __device__ __forceinline__ void read_points(const float* grid, const real* coord
         const Place p = place(coord, m, n);
         // All four loads are on their way before the first is used.
         float weights[4];
-        float4 cells[4];
+        Floats<4> cells[4];
 #pragma unroll
         for (uint32_t i = 0; i < 4; i++) {
             const Tap t = tap(p, i, n);
             weights[i] = t.weight;
-            cells[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if (t.inside) cells[i] = load_quad<VECTOR>(grid + t.cell * n.values, from, n.values);
+            cells[i] = {};
+            if (t.inside) cells[i] = load_span<VECTOR>(grid + t.cell * n.values, from, n.values);
         }
-        float4 sum = scale4(weights[0], cells[0]);
+        Floats<4> sum = scaled(weights[0], cells[0]);
 #pragma unroll
-        for (uint32_t i = 1; i < 4; i++) sum = fma4(weights[i], cells[i], sum);
-        store_quad<VECTOR>(y + static_cast<size_t>(m) * n.values, from, n.values, sum);
+        for (uint32_t i = 1; i < 4; i++) sum = fma_all(weights[i], cells[i], sum);
+        store_span<VECTOR>(y + static_cast<size_t>(m) * n.values, from, n.values, sum);
     }
 }
 
@@ -102,10 +101,10 @@ __device__ __forceinline__ double2 slope_at(const float* grid, const real* coord
                                             uint32_t from, const Sizes& n) {
     const Place p = place(coord, m, n);
     double along_x = 0.0, along_y = 0.0;
-    float4 d[SPANS];
+    Floats<4> d[SPANS];
 #pragma unroll
     for (uint32_t k = 0; k < SPANS; k++) {
-        d[k] = load_quad<VECTOR>(dy + static_cast<size_t>(m) * n.values, from + k * SPAN, n.values);
+        d[k] = load_span<VECTOR>(dy + static_cast<size_t>(m) * n.values, from + k * SPAN, n.values);
     }
 #pragma unroll
     for (uint32_t i = 0; i < 4; i++) {
@@ -114,7 +113,7 @@ __device__ __forceinline__ double2 slope_at(const float* grid, const real* coord
         float dot = 0.0f;
 #pragma unroll
         for (uint32_t k = 0; k < SPANS; k++) {
-            dot = dot4(load_quad<VECTOR>(grid + t.cell * n.values, from + k * SPAN, n.values), d[k], dot);
+            dot = dot_product(load_span<VECTOR>(grid + t.cell * n.values, from + k * SPAN, n.values), d[k], dot);
         }
         along_x += static_cast<double>(dot) * t.slope_x;
         along_y += static_cast<double>(dot) * t.slope_y;
@@ -191,7 +190,7 @@ __device__ __forceinline__ float share(float offset, float t) {
 
 template <bool VECTOR>
 __device__ __forceinline__ void gather_rows(const float4* places, uint32_t count, uint32_t cell, const real* dy,
-                                            uint32_t from, const Sizes& n, float4& sum) {
+                                            uint32_t from, const Sizes& n, Floats<4>& sum) {
     const float x = static_cast<float>(cell % n.cols), y = static_cast<float>(cell / n.cols);
     for (uint32_t first = 0; first < count; first += WARP) {
         float weight = 0.0f;
@@ -204,7 +203,7 @@ __device__ __forceinline__ void gather_rows(const float4* places, uint32_t count
         }
         uint32_t readers = __ballot_sync(ALL_LANES, reads);
         while (readers != 0) {
-            float4 row[ROWS];
+            Floats<4> row[ROWS];
             float weights[ROWS];
             const uint32_t ready = min(static_cast<uint32_t>(__popc(readers)), ROWS);
 #pragma unroll
@@ -213,11 +212,11 @@ __device__ __forceinline__ void gather_rows(const float4* places, uint32_t count
                 const uint32_t reader = __ffs(readers) - 1;
                 readers &= readers - 1;
                 weights[k] = __shfl_sync(ALL_LANES, weight, reader);
-                row[k] = load_quad<VECTOR>(dy + static_cast<size_t>(first + reader) * n.values, from, n.values);
+                row[k] = load_span<VECTOR>(dy + static_cast<size_t>(first + reader) * n.values, from, n.values);
             }
 #pragma unroll
             for (uint32_t k = 0; k < ROWS; k++) {
-                if (k < ready) sum = fma4(weights[k], row[k], sum);
+                if (k < ready) sum = fma_all(weights[k], row[k], sum);
             }
         }
     }
@@ -231,9 +230,9 @@ __device__ __forceinline__ void gather_segment(float4* places, const real* coord
     const uint32_t index = blockIdx.x / groups / tiles, from = blockIdx.x / groups % tiles * SPAN;
     const uint32_t cell = blockIdx.x % groups * CELLS_PER_BLOCK + threadIdx.x / WARP * CELLS_PER_WARP;
     const uint32_t end = min((index + 1) * segment, n.points);
-    float4 sum[CELLS_PER_WARP];
+    Floats<4> sum[CELLS_PER_WARP];
 #pragma unroll
-    for (uint32_t c = 0; c < CELLS_PER_WARP; c++) sum[c] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    for (uint32_t c = 0; c < CELLS_PER_WARP; c++) sum[c] = {};
     for (uint32_t first = index * segment; first < end; first += STAGE) {
         const uint32_t count = min(STAGE, end - first);
         __syncthreads(); // everyone is done with the points before these
@@ -251,7 +250,7 @@ __device__ __forceinline__ void gather_segment(float4* places, const real* coord
 #pragma unroll
     for (uint32_t c = 0; c < CELLS_PER_WARP; c++) {
         if (cell + c >= cells) continue;
-        store_quad<VECTOR>(sums + (static_cast<size_t>(index) * cells + cell + c) * n.values, from, n.values, sum[c]);
+        store_span<VECTOR>(sums + (static_cast<size_t>(index) * cells + cell + c) * n.values, from, n.values, sum[c]);
     }
 }
 

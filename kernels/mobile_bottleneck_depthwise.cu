@@ -7,22 +7,23 @@
 //   dw[k] = sum over p of h[p] dz[p - k]
 //
 // Both gradients need dz round a position and x at it, so one pass makes both. x, y, du, dt [N, H, W, C], w [9, C]. A block
-// stands on 32 channels, some rows of one image, and that image: blockIdx = (channels, slab of rows, image).
+// stands on 32 channels, some rows of one image, and that image: blockIdx = (channels, slab of rows, image), the last image
+// first.
 #include "depthwise_conv2d.cuh"
 #include "activation.cuh"
 #include "parts.cuh"
 
 // Rows of the image that a block stands on.
 struct Rows {
-    uint32_t first, strips, per_row;
+    uint32_t image, first, strips, per_row;
 
     __device__ __forceinline__ Rows(uint32_t height, uint32_t width)
-        : first(part_start(blockIdx.y, gridDim.y, height)), per_row((width + STRIP - 1) / STRIP) {
+        : image(last_image_first()), first(part_start(blockIdx.y, gridDim.y, height)), per_row((width + STRIP - 1) / STRIP) {
         strips = (part_start(blockIdx.y + 1, gridDim.y, height) - first) * per_row;
     }
     __device__ __forceinline__ Strip strip(uint32_t i) const {
         Strip s(0, 1, 1);
-        s.image = blockIdx.z, s.row = first + i / per_row, s.column = i % per_row * STRIP;
+        s.image = image, s.row = first + i / per_row, s.column = i % per_row * STRIP;
         return s;
     }
 };
@@ -55,7 +56,7 @@ __device__ __forceinline__ void forward(const real* x, const float* table, const
     const Rows rows(d.height, d.width);
     Floats<V> a = {}, b = {}, pivot = {}, s = {}, t = {};
     if (there) {
-        const float* k = table + part_of(blockIdx.z, tables, d.n) * 2 * d.channels + c;
+        const float* k = table + part_of(rows.image, tables, d.n) * 2 * d.channels + c;
         a = load<V>(k), b = load<V>(k + d.channels);
     }
     for (uint32_t base = 0; base < rows.strips; base += SHARES) {
@@ -108,7 +109,7 @@ __device__ __forceinline__ void forward(const real* x, const float* table, const
     }
     const double count = (part_start(blockIdx.y + 1, gridDim.y, d.height) - rows.first) * d.width;
     const double squares = total[1] - total[0] * total[0] / count;
-    partial += (static_cast<size_t>(blockIdx.z) * gridDim.y + blockIdx.y) * 2 * d.channels + channel;
+    partial += (static_cast<size_t>(rows.image) * gridDim.y + blockIdx.y) * 2 * d.channels + channel;
     partial[0] = pivots[threadIdx.x] + total[0] / count;
     partial[d.channels] = squares < 0.0 ? 0.0 : squares; // written so that a NaN stays one
 }
@@ -132,8 +133,8 @@ __device__ __forceinline__ void backward(const real* du, const real* y, const fl
     const Rows rows(d.height, d.width);
     Floats<V> taps[9] = {}, sums[2] = {};
     if (c < d.channels) {
-        const uint32_t group = part_of(blockIdx.z, tables, d.n);
-        const float* k = gradient + blockIdx.z * 3 * d.channels + c;
+        const uint32_t group = part_of(rows.image, tables, d.n);
+        const float* k = gradient + rows.image * 3 * d.channels + c;
         const Floats<V> a = load<V>(k), e = load<V>(k + d.channels), f = load<V>(k + 2 * d.channels);
         k = table + group * 2 * d.channels + c;
         const Floats<V> x_a = load<V>(k), x_b = load<V>(k + d.channels), x_mean = load<V>(mean + group * d.channels + c);
@@ -183,7 +184,7 @@ __device__ __forceinline__ void backward(const real* du, const real* y, const fl
             }
         }
     }
-    const size_t part = static_cast<size_t>(blockIdx.z) * gridDim.y + blockIdx.y;
+    const size_t part = static_cast<size_t>(rows.image) * gridDim.y + blockIdx.y;
     const uint32_t group = blockIdx.x * GROUP;
     write_block_sums(taps, dw + part * 9 * d.channels + group, group, d.channels);
     write_block_sums(sums, partial + part * 2 * d.channels + group, group, d.channels);

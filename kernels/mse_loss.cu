@@ -4,8 +4,7 @@
 //
 // The sum runs over parts of fixed size, then over the parts in a fixed order, so it is the same on every device: f32
 // within four values, f64 from there on.
-#include "common.cuh"
-#include "quad.cuh"
+#include "vector.cuh"
 
 constexpr uint32_t WARPS = 8;
 // Values that a block adds up.
@@ -27,8 +26,8 @@ template <bool VECTOR> __device__ __forceinline__ double squares(const real* a, 
     double sum = 0.0;
 #pragma unroll
     for (uint32_t k = 0; k < PART; k += WARPS * SPAN) {
-        const float4 r = difference4(load_quad<VECTOR>(a, first + k, n), load_quad<VECTOR>(b, first + k, n));
-        sum += static_cast<double>(dot4(r, r, 0.0f));
+        const Floats<4> r = difference(load_span<VECTOR>(a, first + k, n), load_span<VECTOR>(b, first + k, n));
+        sum += static_cast<double>(dot_product(r, r, 0.0f));
     }
     return sum;
 }
@@ -58,8 +57,8 @@ extern "C" __global__ __launch_bounds__(256) void mse_loss_forward_sum(const dou
 template <bool VECTOR>
 __device__ __forceinline__ void scaled_difference(const real* a, const real* b, real* da, float scale, uint32_t n) {
     const uint32_t from = global_warp() * SPAN;
-    const float4 r = difference4(load_quad<VECTOR>(a, from, n), load_quad<VECTOR>(b, from, n));
-    store_quad<VECTOR>(da, from, n, scale4(scale, r));
+    const Floats<4> r = difference(load_span<VECTOR>(a, from, n), load_span<VECTOR>(b, from, n));
+    store_span<VECTOR>(da, from, n, scaled(scale, r));
 }
 
 // A thread for every four values.

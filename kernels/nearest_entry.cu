@@ -4,8 +4,7 @@
 //
 // Distances are added up in f64 in every precision: a rounding error would be a wrong choice. That is a few per mille of
 // the work of a step. Source: the definition in src/ops/nearest_entry.rs.
-#include "common.cuh"
-#include "quad.cuh"
+#include "vector.cuh"
 
 // A warp for each vector, its lanes share the channels.
 extern "C" __global__ __launch_bounds__(256) void nearest_entry_forward(const real* __restrict__ x,
@@ -22,7 +21,7 @@ extern "C" __global__ __launch_bounds__(256) void nearest_entry_forward(const re
         double sum = 0.0;
         for (uint32_t c = lane_index(); c < channels; c += WARP) {
             const double difference =
-                static_cast<double>(widen(x[c])) - static_cast<double>(keys[static_cast<size_t>(k) * channels + c]);
+                static_cast<double>(to_float(x[c])) - static_cast<double>(keys[static_cast<size_t>(k) * channels + c]);
             sum += difference * difference;
         }
         sum = warp_sum(sum);

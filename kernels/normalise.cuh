@@ -1,6 +1,7 @@
 // How the passes of batch_norm.cu cut a tensor [N, P, C] among blocks, and the affine map that they apply.
 //
-// A block of 8 warps stands on one tile of channels, one slab of positions and one image: blockIdx = (tile, slab, image).
+// A block of 8 warps stands on one tile of channels, one slab of positions and one image: blockIdx = (tile, slab, image), the
+// last image first.
 // A lane has 4 neighbouring channels, one access of 8 or 16 bytes, or a single one when 4 does not divide C; the warps take
 // the positions of the slab in turn. The cut follows from the shape alone, so that sums are the same on every device.
 #pragma once
@@ -68,7 +69,7 @@ struct Slab {
     size_t start;            // of the first position, from the start of the tensor
 
     __device__ __forceinline__ Slab(uint32_t positions, uint32_t channels)
-        : image(blockIdx.z), width(channels % 4 == 0 ? 4 : 1), tile(blockIdx.x * width * WARP) {
+        : image(last_image_first()), width(channels % 4 == 0 ? 4 : 1), tile(blockIdx.x * width * WARP) {
         const uint32_t first = part_start(blockIdx.y, gridDim.y, positions);
         count = part_start(blockIdx.y + 1, gridDim.y, positions) - first;
         start = (static_cast<size_t>(image) * positions + first) * channels;

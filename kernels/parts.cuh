@@ -13,6 +13,10 @@ __device__ __forceinline__ uint32_t part_of(uint32_t i, uint32_t parts, uint32_t
     return static_cast<uint32_t>((static_cast<uint64_t>(i + 1) * parts - 1) / whole);
 }
 
+// The image of a block in a grid (.., .., images): the last one first. Products go through their rows from the first on, and
+// a pass that follows one finds in L2 what it has written last.
+__device__ __forceinline__ uint32_t last_image_first() { return gridDim.z - 1 - blockIdx.z; }
+
 // The pieces of each image that partial sums [N, slabs, 2, C] are taken over: `slabs` nearly equal parts of its positions,
 // of which `unit` stay together; or, where `run` is not 0, what lies in each run of so many positions of all images on end,
 // as the rows of a matrix product do. An image then meets up to `slabs` runs, and what lies behind its last is not written.

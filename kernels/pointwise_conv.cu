@@ -8,7 +8,7 @@
 // Up to 8 outputs (the networks have layers with 2, for coordinates) leave most of a tensor-core tile empty. They have
 // kernels of their own, bound by reading x once. Source: the definition in src/ops/pointwise_conv.rs.
 #include "column_sum.cuh"
-#include "gemm.cuh"
+#include "gemm_tilings.cuh"
 
 // The weights as the products read them: `rounded [rows, pitch]`, lines padded with zeros to 16 bytes.
 extern "C" __global__ __launch_bounds__(256) void pointwise_conv_lay_out_weights(const float* __restrict__ w,
@@ -42,48 +42,27 @@ extern "C" __global__ __launch_bounds__(256) void pointwise_conv_transpose_weigh
     }
 }
 
-template <class T, bool VECTOR>
-__device__ __forceinline__ void forward(const Matrix& x, const Matrix& w, const BiasActivation& put,
-                                        unsigned char* shared) {
-    const Place<T> place(put.n);
-    multiply<T>(AlongK<T, VECTOR, Matrix>(x, place.row), AcrossK<T::COLUMNS, true, Matrix>(w, place.column), 0, x.columns,
-                shared, place, x.rows, put.n, put);
-}
-
 // y [m, n] = act(x [m, k] w + bias + residual), or dy act'(..); w [k, pitch] as laid out above. One block a tile.
 // SASS: HMMA, LDGSTS
-extern "C" __global__ __launch_bounds__(128) void pointwise_conv_forward(
+extern "C" __global__ __launch_bounds__(128, PLAIN_AT_ONCE) void pointwise_conv_forward(
     const real* __restrict__ x, const real* __restrict__ w, const float* __restrict__ bias_or_null,
     const real* __restrict__ residual_or_null, const real* __restrict__ dy_or_null, real* __restrict__ y, uint32_t m,
     uint32_t n, uint32_t k, uint32_t pitch, uint32_t act, uint32_t tiling) {
     DYNAMIC_SHARED(unsigned char, shared);
     const Matrix x_view{x, m, k, k}, w_view{w, k, pitch, pitch};
-    const BiasActivation put{bias_or_null, dy_or_null, y, n, act, residual_or_null};
-    if (tiling == LARGE) forward<LargeTile, true>(x_view, w_view, put, shared);
-    else if (tiling == SMALL) forward<SmallTile, true>(x_view, w_view, put, shared);
-    else forward<SmallTile, false>(x_view, w_view, put, shared);
-}
-
-template <class T, bool VECTOR>
-__device__ __forceinline__ void weight_gradient(const Matrix& x, const Matrix& dz, uint32_t begin, float* partial,
-                                                unsigned char* shared) {
-    const Place<T> place(dz.columns);
-    multiply<T>(AcrossK<T::ROWS, VECTOR, Matrix>(x, place.row), AcrossK<T::COLUMNS, VECTOR, Matrix>(dz, place.column),
-                begin, x.rows, shared, place, x.columns, dz.columns, Plain{partial, dz.columns});
+    product(x_view, w_view, 0, BiasActivation{bias_or_null, dy_or_null, y, n, act, residual_or_null}, tiling, shared);
 }
 
 // partial [slab, a, b] = xT dz over the positions of each slab. Grid (tiles, slabs).
 // SASS: HMMA, LDGSTS
-extern "C" __global__ __launch_bounds__(128) void pointwise_conv_weight_gradient(
+extern "C" __global__ __launch_bounds__(128, PLAIN_AT_ONCE) void pointwise_conv_weight_gradient(
     const real* __restrict__ x, const real* __restrict__ dz, float* __restrict__ partial, uint32_t m, uint32_t a,
     uint32_t b, uint32_t slab, uint32_t tiling) {
     DYNAMIC_SHARED(unsigned char, shared);
     const uint32_t begin = blockIdx.y * slab, end = min(m, begin + slab);
     const Matrix x_view{x, end, a, a}, dz_view{dz, end, b, b};
     partial += blockIdx.y * a * b;
-    if (tiling == LARGE) weight_gradient<LargeTile, true>(x_view, dz_view, begin, partial, shared);
-    else if (tiling == SMALL) weight_gradient<SmallTile, true>(x_view, dz_view, begin, partial, shared);
-    else weight_gradient<SmallTile, false>(x_view, dz_view, begin, partial, shared);
+    weight_gradient(x_view, dz_view, begin, partial, tiling, shared);
 }
 
 template <uint32_t V>

@@ -6,7 +6,7 @@
 // change sides by the rounding of a sum.
 #pragma once
 
-#include "quad.cuh"
+#include "vector.cuh"
 
 // Smallest product of two norms that a cosine divides by.
 constexpr double COSINE_GUARD = 1e-8;
@@ -23,13 +23,13 @@ template <bool VECTOR>
 __device__ __forceinline__ Sums sums_of(const real* f, const real* x, const real* dy_or_null, uint32_t channels) {
     float distance = 0.0f, product = 0.0f, ff = 0.0f, xx = 0.0f, slope = 0.0f;
     for (uint32_t from = 0; from < channels; from += SPAN) {
-        const float4 a = load_quad<VECTOR>(f, from, channels), b = load_quad<VECTOR>(x, from, channels);
-        const float4 r = difference4(a, b);
-        distance = dot4(r, r, distance);
-        product = dot4(a, b, product);
-        ff = dot4(a, a, ff);
-        xx = dot4(b, b, xx);
-        if (dy_or_null != nullptr) slope = dot4(load_quad<VECTOR>(dy_or_null, from, channels), r, slope);
+        const Floats<4> a = load_span<VECTOR>(f, from, channels), b = load_span<VECTOR>(x, from, channels);
+        const Floats<4> r = difference(a, b);
+        distance = dot_product(r, r, distance);
+        product = dot_product(a, b, product);
+        ff = dot_product(a, a, ff);
+        xx = dot_product(b, b, xx);
+        if (dy_or_null != nullptr) slope = dot_product(load_span<VECTOR>(dy_or_null, from, channels), r, slope);
     }
     Sums s;
     s.distance = warp_sum(static_cast<double>(distance));

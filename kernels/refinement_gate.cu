@@ -16,14 +16,14 @@ __device__ __forceinline__ void refine(const real* f, const real* x, real* y, ui
     const Sums s = sums_of<VECTOR>(f, x, nullptr, channels);
     const float trust = static_cast<float>(gate_of(s, channels, mse_coef, mse_weight, cos_weight).trust);
     for (uint32_t from = 0; from < channels; from += SPAN) {
-        const float4 a = load_quad<VECTOR>(f, from, channels), b = load_quad<VECTOR>(x, from, channels);
-        store_quad<VECTOR>(y, from, channels, fma4(trust, b, scale4(1.0f - trust, a)));
+        const Floats<4> a = load_span<VECTOR>(f, from, channels), b = load_span<VECTOR>(x, from, channels);
+        store_span<VECTOR>(y, from, channels, fma_all(trust, b, scaled(1.0f - trust, a)));
     }
 }
 
-// A warp for every position.
+// A warp for every position. Five blocks: the compiler would spill for the sake of six.
 // SASS: LDG.128 (f32), LDG.64 (bf16), STG.128 (f32), STG.64 (bf16)
-extern "C" __global__ __launch_bounds__(256) void refinement_gate_forward(const real* __restrict__ f,
+extern "C" __global__ __launch_bounds__(256, 5) void refinement_gate_forward(const real* __restrict__ f,
                                                                           const real* __restrict__ x,
                                                                           real* __restrict__ y, uint32_t positions,
                                                                           uint32_t channels, double mse_coef,
@@ -49,9 +49,9 @@ __device__ __forceinline__ void refine_gradient(const real* f, const real* x, co
     const float of_dy = static_cast<float>(1.0 - g.trust), of_x = static_cast<float>(d / g.norms);
     const float of_f = bent ? static_cast<float>(-d * (g.cosine / s.ff)) : 0.0f;
     for (uint32_t from = 0; from < channels; from += SPAN) {
-        const float4 a = load_quad<VECTOR>(f, from, channels), b = load_quad<VECTOR>(x, from, channels);
-        const float4 up = load_quad<VECTOR>(dy, from, channels);
-        store_quad<VECTOR>(df, from, channels, fma4(of_dy, up, fma4(of_x, b, scale4(of_f, a))));
+        const Floats<4> a = load_span<VECTOR>(f, from, channels), b = load_span<VECTOR>(x, from, channels);
+        const Floats<4> up = load_span<VECTOR>(dy, from, channels);
+        store_span<VECTOR>(df, from, channels, fma_all(of_dy, up, fma_all(of_x, b, scaled(of_f, a))));
     }
 }
 

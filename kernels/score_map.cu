@@ -3,14 +3,13 @@
 //   a, b, da [positions, channels], d, dd [positions]; da = dd (a - b) / d, zero where d is zero.
 //
 // A warp for every position.
-#include "common.cuh"
-#include "quad.cuh"
+#include "vector.cuh"
 
 template <bool VECTOR> __device__ __forceinline__ double squares(const real* a, const real* b, uint32_t channels) {
     float sum = 0.0f;
     for (uint32_t from = 0; from < channels; from += SPAN) {
-        const float4 r = difference4(load_quad<VECTOR>(a, from, channels), load_quad<VECTOR>(b, from, channels));
-        sum = dot4(r, r, sum);
+        const Floats<4> r = difference(load_span<VECTOR>(a, from, channels), load_span<VECTOR>(b, from, channels));
+        sum = dot_product(r, r, sum);
     }
     return warp_sum(static_cast<double>(sum));
 }
@@ -31,13 +30,14 @@ extern "C" __global__ __launch_bounds__(256) void score_map_forward(const real* 
 template <bool VECTOR>
 __device__ __forceinline__ void direction(const real* a, const real* b, real* da, float scale, uint32_t channels) {
     for (uint32_t from = 0; from < channels; from += SPAN) {
-        const float4 r = difference4(load_quad<VECTOR>(a, from, channels), load_quad<VECTOR>(b, from, channels));
-        store_quad<VECTOR>(da, from, channels, scale4(scale, r));
+        const Floats<4> r = difference(load_span<VECTOR>(a, from, channels), load_span<VECTOR>(b, from, channels));
+        store_span<VECTOR>(da, from, channels, scaled(scale, r));
     }
 }
 
+// Four blocks: the compiler would spill for the sake of eight.
 // SASS: LDG.128 (f32), LDG.64 (bf16), STG.128 (f32), STG.64 (bf16)
-extern "C" __global__ __launch_bounds__(256) void score_map_backward(const real* __restrict__ a,
+extern "C" __global__ __launch_bounds__(256, 4) void score_map_backward(const real* __restrict__ a,
                                                                      const real* __restrict__ b,
                                                                      const float* __restrict__ d,
                                                                      const float* __restrict__ dd,

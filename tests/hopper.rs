@@ -3,6 +3,9 @@
 //!
 //! That they are taken nowhere else, and what can be known of them without a device: `src/device/cuda/chosen.rs`, `wgmma/`.
 
+#[path = "common/blocks.rs"]
+mod blocks;
+
 use grad::check::Entry;
 use grad::device::cuda::{ElementKind, Gpu, GpuArg, GpuOut, Hopper, Precision, Values};
 use grad::op::Op;
@@ -76,7 +79,7 @@ fn conv(pad: [usize; 4], stride: usize) -> Conv2d {
 
 fn judged(judge: impl Fn(&Entry, &Gpu) -> String) {
     let Some([_, force]) = both_ways() else { return };
-    for entry in REGISTRY.iter().filter(|e| ["conv2d", "pointwise_conv"].contains(&e.name)) {
+    for entry in REGISTRY.iter().filter(|e| ["conv2d", "mobile_bottleneck", "pointwise_conv"].contains(&e.name)) {
         let before = force.mapped_launches();
         println!("bf16  {:26} {} by warpgroups", entry.name, judge(entry, &force));
         assert!(force.mapped_launches() > before, "{}: no case came to these kernels", entry.name);
@@ -126,6 +129,18 @@ mod hardware {
         for (a, b) in [(432, 864), (864, 432), (432, 216)] {
             agree(&gpus, &PointwiseConv { act: Kind::Identity }, [&[16, 28, 28, a], &[a, b]], 3);
         }
+    }
+
+    /// Sums of tiles that end within images, rows changed on their way; then the sizes of the network.
+    #[test]
+    fn warpgroups_train_a_bottleneck() {
+        let Some([_, force]) = both_ways() else { return };
+        let before = force.mapped_launches();
+        let sizes = [[3, 10, 12, 144, 160], [5, 9, 9, 432, 208], [4, 28, 28, 432, 864]];
+        let open = |p| (p == Precision::Bf16).then(|| force.clone());
+        blocks::bottleneck(&sizes, open);
+        // Of the op: two products forward, two backward with dw1. Of the chain: three for each of its two convolutions.
+        assert_eq!(force.mapped_launches() - before, sizes.len() * (5 + 6));
     }
 
     #[test]

@@ -13,12 +13,12 @@
 #include "forward.cuh"
 #include "weight_gradient.cuh"
 
-// y [m, n] = act(patches of x times weights + bias), or dy act'(..); k channels are read, `direction` is 1 or -1. `left` and
+// y [m, n] = act(patches of x times weights + bias + residual), or dy act'(..); k channels are read, `direction` is 1 or -1. `left` and
 // `top` are the lower corner. Clusters of one or two; n a multiple of 216 in clusters of two.
 // SASS: HGMMA.64x216x16, UTMALDG.IM2COL.MULTICAST, STG.128
 extern "C" __global__ __launch_bounds__(384, 1) void conv2d_wgmma_forward(
     const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const float* __restrict__ bias_or_null,
-    const real* __restrict__ dy_or_null, real* __restrict__ y, uint32_t m, uint32_t n, uint32_t k, uint32_t out_height,
+    const real* __restrict__ residual_or_null, const real* __restrict__ dy_or_null, real* __restrict__ y, uint32_t m, uint32_t n, uint32_t k, uint32_t out_height,
     uint32_t out_width, uint32_t taps_down, uint32_t taps_across, int32_t direction, int32_t top, int32_t left, uint32_t act) {
     DYNAMIC_SHARED(unsigned char, shared);
     if (threadIdx.x == 0) prefetch(x), prefetch(w);
@@ -34,7 +34,8 @@ extern "C" __global__ __launch_bounds__(384, 1) void conv2d_wgmma_forward(
         if (blocks == 1) copy_pixels(to, x, barrier, channel, from);
         else copy_pixels_to_all(to + rank * place.share * ROW_BYTES, x, barrier, channel, from, (1u << blocks) - 1);
     };
-    forward(shared, place, w, taps_down * taps_across, k, {bias_or_null, dy_or_null, y, m, n, act}, rows);
+    forward(shared, place, w, taps_down * taps_across, k, rows, AsStored(),
+            Bias{bias_or_null, residual_or_null, dy_or_null, y, m, n, act});
 }
 
 // dw [taps, k, n] = (patches of x)T dz over all m positions of dz. A cluster for each tile of three times 64 rows and 216

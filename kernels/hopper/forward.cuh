@@ -1,4 +1,5 @@
-// y [m, n] = act(a [m, taps * k] b + bias) by tiles of 192 x 216, or dy act'(..): both operands lie along k.
+// y [m, n] = a [m, taps * k] b by tiles of 192 x 216, both operands along k; what becomes of the finished tile is the business
+// of the kernel: `Bias` below, or the sums of gemm_sums.cuh.
 //
 //   slot   a: 192 rows of 64 channels of one tap     b: 216 outputs of the same 64 channels, weights [taps, n, k]
 //
@@ -16,19 +17,14 @@ using ForwardRing = Ring<3, (FORWARD_ROWS + PRODUCT_COLUMNS) * ROW_BYTES, true>;
 static_assert(ForwardRing::ROWS == FORWARD_ROWS && ForwardRing::THREADS == 384);
 
 struct ForwardTile {
+    // As gemm_sums.cuh asks of a tile.
+    static constexpr uint32_t ROWS = FORWARD_ROWS, COLUMNS = PRODUCT_COLUMNS, THREADS = ForwardRing::THREADS;
     uint32_t row, column, share; // rows that this block sends for
     __device__ __forceinline__ explicit ForwardTile(uint32_t n) : share(FORWARD_ROWS / cluster_size()) {
         const uint32_t across = (n + PRODUCT_COLUMNS - 1) / PRODUCT_COLUMNS;
         row = blockIdx.x / across * FORWARD_ROWS;
         column = blockIdx.x % across * PRODUCT_COLUMNS;
     }
-};
-
-struct ForwardEnd {
-    const float* bias_or_null;
-    const real* dy_or_null;
-    real* y;
-    uint32_t m, n, act;
 };
 
 // Eight neighbours of a row in one access.
@@ -50,38 +46,75 @@ __device__ __forceinline__ void store_reals8(real* p, const Floats<8>& v) {
     store16(p, make_uint4(words[0], words[1], words[2], words[3]));
 }
 
-// Bias, activation, and rows of 16 bytes to memory; n is a multiple of 8.
-__device__ __forceinline__ void finish(const float* tile, const ForwardTile& place, const ForwardEnd& end) {
-    constexpr uint32_t CHUNKS = PRODUCT_COLUMNS / 8;
-    with_kind(end.act, [&](auto kind) {
-        constexpr uint32_t KIND = decltype(kind)::kind;
-        for (uint32_t i = threadIdx.x; i < FORWARD_ROWS * CHUNKS; i += ForwardRing::THREADS) {
-            const uint32_t r = i / CHUNKS, c = i % CHUNKS * 8, row = place.row + r, column = place.column + c;
-            if (row >= end.m || column >= end.n) continue;
-            const float4 first = load4(tile + r * PRODUCT_COLUMNS + c), second = load4(tile + r * PRODUCT_COLUMNS + c + 4);
-            Floats<8> z = {{first.x, first.y, first.z, first.w, second.x, second.y, second.z, second.w}};
-            if (end.bias_or_null != nullptr) {
-#pragma unroll
-                for (uint32_t j = 0; j < 8; ++j) z.at[j] += end.bias_or_null[column + j];
-            }
-            const uint32_t at = row * end.n + column;
-            if (end.dy_or_null != nullptr) {
-                z = zip([](float v, float dy) { return dy * act_slope<KIND>(v); }, z, load_reals8(end.dy_or_null + at));
-            } else {
-                z = zip([](float v) { return act_value<KIND>(v); }, z);
-            }
-            store_reals8(end.y + at, z);
-        }
-    });
-}
+// act(z + bias + residual), or dy act'(..), in rows of 16 bytes to memory; n is a multiple of 8.
+struct Bias {
+    const float* bias_or_null;
+    const real* residual_or_null;
+    const real* dy_or_null;
+    real* y;
+    uint32_t m, n, act;
 
-// One tile. rows(to, barrier, channel, tap) sends for this block's share of the rows of `a`, or for all of them.
-template <class Rows>
+    __device__ __forceinline__ void operator()(float* tile, const ForwardTile& place) const {
+        constexpr uint32_t CHUNKS = PRODUCT_COLUMNS / 8;
+        with_kind(act, [&](auto kind) {
+            constexpr uint32_t KIND = decltype(kind)::kind;
+            for (uint32_t i = threadIdx.x; i < FORWARD_ROWS * CHUNKS; i += ForwardRing::THREADS) {
+                const uint32_t r = i / CHUNKS, c = i % CHUNKS * 8, row = place.row + r, column = place.column + c;
+                if (row >= m || column >= n) continue;
+                const float* from = tile + r * PRODUCT_COLUMNS + c;
+                const float4 first = load4(from), second = load4(from + 4);
+                Floats<8> z = {{first.x, first.y, first.z, first.w, second.x, second.y, second.z, second.w}};
+                if (bias_or_null != nullptr) {
+#pragma unroll
+                    for (uint32_t j = 0; j < 8; ++j) z.at[j] += bias_or_null[column + j];
+                }
+                const uint32_t at = row * n + column;
+                if (residual_or_null != nullptr) {
+                    z = zip([](float v, float more) { return v + more; }, z, load_reals8(residual_or_null + at));
+                }
+                if (dy_or_null != nullptr) {
+                    z = zip([](float v, float dy) { return dy * act_slope<KIND>(v); }, z, load_reals8(dy_or_null + at));
+                } else {
+                    z = zip([](float v) { return act_value<KIND>(v); }, z);
+                }
+                store_reals8(y + at, z);
+            }
+        });
+    }
+};
+
+// Both operands as they lie in the slot, N times 16 values of k of it.
+struct AsStored {
+    static constexpr bool WAITS = false;
+    template <uint32_t N> __device__ __forceinline__ void multiply(float (&sums)[SUMS], uint32_t slot, uint32_t) const {
+        const uint64_t a = operand(slot + threadIdx.x / WARPGROUP * PRODUCT_ROWS * ROW_BYTES, 16);
+        const uint64_t b = operand(slot + FORWARD_ROWS * ROW_BYTES, 16);
+        multiply_group<N, false, NEXT_ALONG_K>(sums, a, b);
+    }
+};
+
+// The rows of a matrix [m, k] that a map describes.
+struct Lines {
+    const TensorMap& map;
+    int32_t row;
+    __device__ __forceinline__ Lines(const TensorMap& x, const ForwardTile& place)
+        : map(x), row(static_cast<int32_t>(place.row + cluster_rank() * place.share)) {}
+    __device__ __forceinline__ void operator()(uint32_t to, uint32_t barrier, int32_t channel, uint32_t) const {
+        // Asked for again each time: kept, they would take registers of all threads.
+        const uint32_t blocks = cluster_size_now(), share = FORWARD_ROWS / blocks;
+        if (blocks == 1) copy_box(to, map, barrier, channel, row);
+        else copy_box_to_all(to + cluster_rank_now() * share * ROW_BYTES, map, barrier, channel, row, (1u << blocks) - 1);
+    }
+};
+
+// One tile. rows(to, barrier, channel, tap) sends for this block's share of the rows of `a`, or for all of them;
+// a.multiply<N>(sums, slot, channel) multiplies the slot whose first channel that is; finish(tile, place) has the tile, with
+// room behind it.
+template <class Rows, class A, class Finish>
 __device__ __forceinline__ void forward(unsigned char* shared, const ForwardTile& place, const TensorMap& weights,
-                                        uint32_t taps, uint32_t k, const ForwardEnd& end, Rows rows) {
+                                        uint32_t taps, uint32_t k, Rows rows, const A& a, const Finish& finish) {
     const ForwardRing ring(shared);
     const uint32_t slots = (k + DEPTH - 1) / DEPTH, last = (k - (slots - 1) * DEPTH + PRODUCT_K - 1) / PRODUCT_K;
-    const uint32_t group = threadIdx.x / WARPGROUP;
     float sums[SUMS];
 #pragma unroll
     for (uint32_t i = 0; i < SUMS; ++i) sums[i] = 0.0f;
@@ -96,20 +129,20 @@ __device__ __forceinline__ void forward(unsigned char* shared, const ForwardTile
     };
     uint32_t multiplied = 0; // slots of this tap
     const auto products = [&](uint32_t slot) {
-        const uint64_t a = operand(slot + group * PRODUCT_ROWS * ROW_BYTES, 16);
-        const uint64_t b = operand(slot + FORWARD_ROWS * ROW_BYTES, 16);
         multiplied = multiplied == slots ? 1 : multiplied + 1;
+        const uint32_t channel = (multiplied - 1) * DEPTH;
+        if constexpr (A::WAITS) products_wait<0>();
         switch (multiplied == slots ? last : DEPTH / PRODUCT_K) {
-        case 1: multiply_group<1, false, NEXT_ALONG_K>(sums, a, b); break;
-        case 2: multiply_group<2, false, NEXT_ALONG_K>(sums, a, b); break;
-        case 3: multiply_group<3, false, NEXT_ALONG_K>(sums, a, b); break;
-        default: multiply_group<4, false, NEXT_ALONG_K>(sums, a, b);
+        case 1: a.template multiply<1>(sums, slot, channel); break;
+        case 2: a.template multiply<2>(sums, slot, channel); break;
+        case 3: a.template multiply<3>(sums, slot, channel); break;
+        default: a.template multiply<4>(sums, slot, channel);
         }
     };
-    ring.run(taps * slots, fetch, products);
+    ring.run<A::WAITS>(taps * slots, fetch, products);
 
     float* tile = reinterpret_cast<float*>(shared + (ring.slots - shared_address(shared)));
     ring.lay_down(tile, sums);
     __syncthreads();
-    finish(tile, place, end);
+    finish(tile, place);
 }

@@ -45,9 +45,10 @@ template <uint32_t WARPGROUPS_, uint32_t SLOT_, bool TOGETHER> struct Ring {
     __device__ __forceinline__ uint32_t empty(uint32_t step) const { return full(step) + STAGES * 8; }
 
     // sums += the products of all steps. fetch(slot, barrier), called by thread 0 for one step after the other, sends for
-    // SLOT bytes, of which other blocks of the cluster may send a part; products(slot) multiplies a slot, as one group.
-    // There is at least one step; TOGETHER: as many in all blocks of the cluster.
-    template <class Fetch, class Products>
+    // SLOT bytes, of which other blocks of the cluster may send a part; products(slot) multiplies a slot, as one group. With
+    // WAITS it waits for the group before by itself, ahead of its own. There is at least one step; TOGETHER: as many in all
+    // blocks of the cluster.
+    template <bool WAITS = false, class Fetch, class Products>
     __device__ __forceinline__ void run(uint32_t steps, Fetch fetch, Products products) const {
         const auto send = [&](uint32_t step) {
             barrier_expect(full(step), SLOT);
@@ -61,7 +62,7 @@ template <uint32_t WARPGROUPS_, uint32_t SLOT_, bool TOGETHER> struct Ring {
         do {
             barrier_wait(full(step), step / STAGES % 2);
             products(slot(step));
-            products_wait<1>();
+            if constexpr (!WAITS) products_wait<1>();
             // The slot of the step before has been multiplied. Nobody asks whether the last ones have.
             const uint32_t next = step + STAGES - 1;
             if (step > 0 && next < steps) {

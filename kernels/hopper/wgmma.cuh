@@ -39,6 +39,17 @@ __device__ __forceinline__ uint32_t cluster_size() {
     asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
     return size;
 }
+// The same, and not before it is asked for.
+__device__ __forceinline__ uint32_t cluster_rank_now() {
+    uint32_t rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+__device__ __forceinline__ uint32_t cluster_size_now() {
+    uint32_t size;
+    asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+    return size;
+}
 // Waits for all threads of the cluster; what they wrote before, to shared memory too, is seen after. A launch without
 // clusters has clusters of one block.
 __device__ __forceinline__ void cluster_sync() {
@@ -209,6 +220,41 @@ template <bool ACROSS> __device__ __forceinline__ void multiply(float (&d)[SUMS]
                  : "l"(a), "l"(b), "n"(ACROSS ? 1 : 0));
 }
 
+// The same with a in registers, as an ldmatrix of 16 rows for each warp gives it; b lies along k.
+__device__ __forceinline__ void multiply(float (&d)[SUMS], const uint32_t (&a)[4], uint64_t b) {
+    asm volatile("{\n\t"
+                 ".reg .pred accumulate;\n\t"
+                 "setp.eq.u32 accumulate, 0, 0;\n\t"
+                 "wgmma.mma_async.sync.aligned.m64n216k16.f32.bf16.bf16 "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, "
+                 "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "
+                 "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, "
+                 "%54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, %70, %71, "
+                 "%72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, "
+                 "%90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107}, "
+                 "{%108, %109, %110, %111}, %112, accumulate, 1, 1, 0;\n\t"
+                 "}"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]),
+                 "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]),
+                 "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]),
+                 "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
+                 "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]),
+                 "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]),
+                 "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]),
+                 "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),
+                 "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]),
+                 "+f"(d[54]), "+f"(d[55]), "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]),
+                 "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63]), "+f"(d[64]), "+f"(d[65]),
+                 "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]), "+f"(d[70]), "+f"(d[71]),
+                 "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]), "+f"(d[77]),
+                 "+f"(d[78]), "+f"(d[79]), "+f"(d[80]), "+f"(d[81]), "+f"(d[82]), "+f"(d[83]),
+                 "+f"(d[84]), "+f"(d[85]), "+f"(d[86]), "+f"(d[87]), "+f"(d[88]), "+f"(d[89]),
+                 "+f"(d[90]), "+f"(d[91]), "+f"(d[92]), "+f"(d[93]), "+f"(d[94]), "+f"(d[95]),
+                 "+f"(d[96]), "+f"(d[97]), "+f"(d[98]), "+f"(d[99]), "+f"(d[100]), "+f"(d[101]),
+                 "+f"(d[102]), "+f"(d[103]), "+f"(d[104]), "+f"(d[105]), "+f"(d[106]), "+f"(d[107])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
 // A group of N products, further k each time. Fence, products and commit must be one straight line of code: where two lines
 // meet before the commit, the compiler makes a second, empty group, and waiting for all groups but one waits for everything.
 template <uint32_t N, bool ACROSS, uint32_t NEXT>
@@ -217,4 +263,21 @@ __device__ __forceinline__ void multiply_group(float (&d)[SUMS], uint64_t a, uin
 #pragma unroll
     for (uint32_t i = 0; i < N; ++i) multiply<ACROSS>(d, a + i * NEXT, b + i * NEXT);
     products_commit();
+}
+
+// Likewise with a in registers, four for each 16 values of k.
+template <uint32_t N, uint32_t NEXT>
+__device__ __forceinline__ void multiply_group(float (&d)[SUMS], const uint32_t (&a)[N][4], uint64_t b) {
+    products_begin();
+#pragma unroll
+    for (uint32_t i = 0; i < N; ++i) multiply(d, a[i], b + i * NEXT);
+    products_commit();
+}
+
+// Four 8 x 8 matrices, as ldmatrix_x4 of intrinsics.cuh, from an address of the shared window.
+__device__ __forceinline__ void ldmatrix_x4_at(uint32_t (&r)[4], uint32_t row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(row)
+                 : "memory");
 }

@@ -32,8 +32,9 @@ impl BasicBlock {
     /// # Errors
     /// When the shapes do not fit.
     pub fn forward(&self, cx: &Context, x: &Tensor) -> Result<Tensor> {
+        let (rows, c) = (x.shape().rows(), x.shape().channels());
         if let (Mode::Train { groups }, Some(gpu)) = (cx.mode, x.gpu())
-            && !gpu.takes("conv2d_wgmma_forward", [x.shape().rows(), x.shape().channels(), x.shape().channels(), 9])
+            && !Conv2d::by_warpgroups(gpu, [rows, c, c, 9])
         {
             return self.train_in_one(cx, x, groups);
         }

@@ -13,7 +13,9 @@ use std::sync::Arc;
 use crate::device::Device;
 use crate::device::cuda::{DeviceVec, Gpu, Grid, Real, Slice, launch};
 use crate::error::{Error, Result};
-use crate::ops::{Activation, Add, ChannelScale, Conv2d, DepthwiseConv2d, GlobalAvgPool, Kind, LaidOut, PointwiseConv};
+use crate::ops::{
+    Activation, Add, ChannelScale, Conv2d, DepthwiseConv2d, FrozenWeights, GlobalAvgPool, Kind, PointwiseConv,
+};
 use crate::shape::Shape;
 use crate::storage::Storage;
 use crate::tape::Tape;
@@ -31,7 +33,7 @@ enum Weight {
     /// f32 in every precision.
     AsIs(Tensor),
     /// Of this shape, as matrix products on a device read them.
-    LaidOut(Shape, Arc<LaidOut>),
+    LaidOut(Shape, Arc<FrozenWeights>),
 }
 
 impl Frozen {
@@ -64,7 +66,7 @@ impl Frozen {
         };
         let weight = match &self.weight {
             Weight::AsIs(weight) => Weight::AsIs(copy(weight)?),
-            Weight::LaidOut(shape, laid_out) if device.gpu().is_some_and(|gpu| gpu.is(laid_out.values.gpu())) => {
+            Weight::LaidOut(shape, laid_out) if device.gpu().is_some_and(|gpu| gpu.is(laid_out.lines.values.gpu())) => {
                 Weight::LaidOut(*shape, laid_out.clone())
             }
             Weight::LaidOut(..) => {

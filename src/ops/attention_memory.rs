@@ -13,10 +13,12 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::activation::Kind;
-use super::pointwise_conv::{LaidOut, Tiling, product, weight_gradient};
+use super::pointwise_conv::{LaidOut, product, weight_gradient};
 use crate::buffer::Buffer;
 use crate::device::cpu::{self, Matrix, exp_f32, simd, simd_fn};
-use crate::device::cuda::{DeviceVec, Gpu, GpuArg, GpuOut, Grid, Real as Stored, Slice, Values, launch};
+use crate::device::cuda::{
+    DeviceVec, Gpu, GpuArg, GpuOut, Grid, Real as Stored, Slice, Two, Values, launch, sum_in_slabs,
+};
 use crate::error::Result;
 use crate::op::{Arg, Case, Op, expect_inputs, expect_shape, refuse};
 use crate::real::Real;
@@ -302,12 +304,10 @@ simd_fn! {
 /// `a [m, d] · b [n, d]ᵀ`, in f32: over d in slabs, which are added in order.
 fn dots(gpu: &Gpu, a: Slice<Stored>, b: Slice<f32>, [m, n, d]: [usize; 3]) -> Result<DeviceVec<f32>> {
     let b = LaidOut::transposed(gpu, b, [1, n, d])?;
-    let (tiling, slabs) = Tiling::with_slabs(gpu, &[d], [m, n], d);
     let mut sums = gpu.scratch(m * n)?;
-    slabs.sum(gpu, m * n, &mut sums.slice_mut(), |partial, slab| {
-        let grid = tiling.grid([m, n], slabs.count);
+    sum_in_slabs(gpu, &[d], [m, n], d, Two::Neither, &mut sums.slice_mut(), |grid, partial, slab, tiling| {
         let b = (b.values.slice(), b.pitch);
-        launch::attention_memory_dots(gpu, grid, a, b.0, partial, m, n, d, b.1, slab, tiling as usize)
+        launch::attention_memory_dots(gpu, grid, a, b.0, partial, m, n, d, b.1, slab, tiling)
     })?;
     Ok(sums)
 }

@@ -18,10 +18,10 @@
 //! costs one c; made on load by both of its readers, it would cost two. In between are kernels over `[G, C]`: statistics and
 //! tables of coefficients. The kernels are in `kernels/basic_block.cu` and `kernels/batch_norm*.cu`.
 
-use super::normalise_cuda::{Cut, Norm};
-use super::pointwise_conv::{LaidOut, Tiling};
+use super::normalise_cuda::{Cut, Norm, SummedProduct};
+use super::pointwise_conv::LaidOut;
 use super::{BasicBlock, Kind};
-use crate::device::cuda::{DeviceVec, Gpu, GpuArg, GpuOut, Real, Slice, SliceMut, Values, launch};
+use crate::device::cuda::{DeviceVec, Gpu, GpuArg, GpuOut, Real, Slice, SliceMut, Two, Values, launch, sum_in_slabs};
 use crate::error::Result;
 use crate::shape::Shape;
 
@@ -41,19 +41,12 @@ impl Sizes {
         let (images, h, w, c) = x[0].shape.nhwc().expect("checked by infer");
         Sizes { x: x[0].shape, h, w, m: images * h * w, c }
     }
-
-    /// Rows and columns of a product with patches.
-    fn product(&self) -> [usize; 2] {
-        [self.m, self.c]
-    }
 }
 
 impl BasicBlock {
     /// A BatchNorm whose scale is input `gamma`, given its statistics, and the ReLU after it.
     fn norm_on<'a>(&self, cut: Cut, x: &[GpuArg<'a>], gamma: usize, given: [Slice<'a, f32>; 2]) -> Norm<'a> {
-        let [gamma, beta] = [gamma, gamma + 1].map(|i| x[i].data.floats());
-        let [mean, var] = given;
-        Norm { cut, eps: self.eps, act: Kind::Relu, gamma, beta, mean, var, logit: None, residual: None }
+        Norm::of_inputs(cut, self.eps, Kind::Relu, x, gamma, given)
     }
 
     pub(super) fn forward_on(&self, gpu: &Gpu, x: &[GpuArg], y: &mut [GpuOut]) -> Result<()> {
@@ -84,17 +77,15 @@ impl BasicBlock {
         y: &mut SliceMut<Real>,
     ) -> Result<(Cut, DeviceVec<f64>)> {
         let w = LaidOut::new(gpu, w, [9 * s.c, s.c])?;
-        let tiling = Tiling::new(gpu, &[s.c], s.product(), 1);
-        let cut = Cut::runs(s.x, self.groups, tiling.rows());
-        let mut moments = cut.partial(gpu)?;
+        let mut product = SummedProduct::new(gpu, s.x, self.groups, &[s.c], Two::Neither)?;
         launch::basic_block_product(
             gpu,
-            tiling.grid(s.product(), 1),
+            product.grid,
             x,
             table.map(DeviceVec::slice),
             w.values.slice(),
             y,
-            &mut moments.slice_mut(),
+            &mut product.sums.slice_mut(),
             s.m,
             s.c,
             s.c,
@@ -102,10 +93,10 @@ impl BasicBlock {
             s.h,
             s.w,
             self.groups,
-            cut.slabs,
-            tiling as usize,
+            product.cut.slabs,
+            product.tiling as usize,
         )?;
-        Ok((cut, moments))
+        Ok((product.cut, product.sums))
     }
 
     pub(super) fn backward_on(
@@ -130,14 +121,15 @@ impl BasicBlock {
         norm.gradient_x(gpu, y2, dy, None, Some(&through), into, also)?;
 
         // Through the second convolution to dt, and BatchNorm 1.
-        let tiling = Tiling::new(gpu, &[s.c], s.product(), 1);
-        let norm = self.norm_on(Cut::runs(s.x, self.groups, tiling.rows()), x, 2, given(3));
-        let (h1, mut sums) = (norm.coefficients(gpu)?, norm.cut.partial(gpu)?);
+        let SummedProduct { tiling, grid, cut, mut sums } =
+            SummedProduct::new(gpu, s.x, self.groups, &[s.c], Two::Neither)?;
+        let norm = self.norm_on(cut, x, 2, given(3));
+        let h1 = norm.coefficients(gpu)?;
         let mut dt = gpu.scratch(y1.len())?;
         let w = LaidOut::transposed(gpu, x[4].data.floats(), [9, s.c, s.c])?;
         launch::basic_block_hidden_gradient(
             gpu,
-            tiling.grid(s.product(), 1),
+            grid,
             dz2.slice(),
             w.values.slice(),
             y1,
@@ -171,7 +163,7 @@ impl BasicBlock {
         let w = LaidOut::transposed(gpu, x[1].data.floats(), [9, s.c, s.c])?;
         launch::basic_block_input_gradient(
             gpu,
-            tiling.grid(s.product(), 1),
+            grid,
             dz1.slice(),
             w.values.slice(),
             residual.slice(),
@@ -196,12 +188,10 @@ impl BasicBlock {
         dz: Slice<Real>,
         dw: &mut SliceMut<f32>,
     ) -> Result<()> {
-        let size = [9 * s.c, s.c];
-        let (tiling, slabs) = Tiling::with_slabs(gpu, &[s.c], size, s.m);
-        slabs.sum(gpu, 9 * s.c * s.c, dw, |partial, slab| {
+        sum_in_slabs(gpu, &[s.c], [9 * s.c, s.c], s.m, Two::Neither, dw, |grid, partial, slab, tiling| {
             launch::basic_block_weight_gradient(
                 gpu,
-                tiling.grid(size, slabs.count),
+                grid,
                 x,
                 table.map(DeviceVec::slice),
                 dz,
@@ -213,7 +203,7 @@ impl BasicBlock {
                 s.w,
                 self.groups,
                 slab,
-                tiling as usize,
+                tiling,
             )
         })
     }

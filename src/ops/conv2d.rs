@@ -10,11 +10,13 @@ use serde::{Deserialize, Serialize};
 
 use super::activation::{Kind, bias_and_activation};
 use super::pointwise_conv::{
-    LaidOut, Tiling, bias_gradient, bias_gradient_on, defined_through_activation, dz_on, residual_of,
+    FrozenWeights, LaidOut, bias_gradient, bias_gradient_on, defined_through_activation, dz_on, residual_of,
     through_activation,
 };
 use crate::device::cpu::{self, ConvGeometry};
-use crate::device::cuda::{DeviceVec, Gpu, GpuArg, GpuOut, Real as Stored, Slice, SliceMut, Values, launch, wgmma};
+use crate::device::cuda::{
+    DeviceVec, Gpu, GpuArg, GpuOut, Real as Stored, Slice, SliceMut, Tiling, Two, Values, launch, sum_in_slabs, wgmma,
+};
 use crate::error::Result;
 use crate::op::{Arg, Case, Op, expect_inputs, expect_nhwc, expect_shape, refuse};
 use crate::real::Real;
@@ -93,16 +95,21 @@ impl Conv2d {
         let (w, bias, x) = (x[1].data.floats(), x.get(2).map(|bias| bias.data.floats()), x[0].data.reals());
         if let Some(product) = wgmma::Product::of_patches(gpu, &g, true, &[x, dy.unwrap_or(x), y.as_slice()]) {
             let w = LaidOut::transposed(gpu, w, [g.kh * g.kw, g.ci, g.co])?;
-            return product.forward(gpu, x, w.values.slice(), w.pitch, bias, dy, y, self.act as usize);
+            return product.forward(gpu, x, w.values.slice(), w.pitch, bias, None, dy, y, self.act as usize);
         }
         let w = LaidOut::new(gpu, w, [g.kh * g.kw * g.ci, g.co])?;
         patches_product(gpu, &g, true, x, &w, bias, None, dy, y, self.act)
     }
 
+    /// Whether the kernels of `kernels/hopper/` are taken for y of a product `[m, n, k, taps]`.
+    pub(crate) fn by_warpgroups(gpu: &Gpu, shape: [usize; 4]) -> bool {
+        gpu.takes(wgmma::PATCHES_FORWARD, shape)
+    }
+
     /// Weights w that will not change, laid out for [`Self::frozen`]; nothing in host memory.
-    pub(crate) fn lay_out(w: &Tensor) -> Result<Option<LaidOut>> {
-        let (shape, Some(gpu)) = (w.shape(), w.gpu()) else { return Ok(None) };
-        LaidOut::new(gpu, w.values().floats(), [shape.rows(), shape.channels()]).map(Some)
+    pub(crate) fn lay_out(w: &Tensor) -> Result<Option<FrozenWeights>> {
+        let (s, Some(gpu)) = (w.shape(), w.gpu()) else { return Ok(None) };
+        FrozenWeights::new(gpu, w.values().floats(), [s[0] * s[1], s[2], s[3]], wgmma::PATCHES_FORWARD).map(Some)
     }
 
     /// The op on a device, with inputs x and bias and with w, of this shape, laid out before; a residual is added before the
@@ -112,14 +119,21 @@ impl Conv2d {
         gpu: &Gpu,
         [x, bias]: [&Tensor; 2],
         w: Shape,
-        laid_out: &LaidOut,
+        laid_out: &FrozenWeights,
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
         let shape = self.infer(&[x.shape(), w, bias.shape()])?[0];
         let (g, mut y) = (self.geometry(x.shape(), w), gpu.scratch(shape.numel())?);
         let (x, bias) = (x.values().reals(), Some(bias.values().floats()));
-        let residual = residual_of::<Self>(residual, shape)?;
-        patches_product(gpu, &g, true, x, laid_out, bias, residual, None, &mut y.slice_mut(), self.act)?;
+        let (residual, mut to) = (residual_of::<Self>(residual, shape)?, y.slice_mut());
+        let arrays = [x, residual.unwrap_or(x), to.as_slice()];
+        if let Some(w) = &laid_out.transposed
+            && let Some(product) = wgmma::Product::of_patches(gpu, &g, true, &arrays)
+        {
+            product.forward(gpu, x, w.values.slice(), w.pitch, bias, residual, None, &mut to, self.act as usize)?;
+        } else {
+            patches_product(gpu, &g, true, x, &laid_out.lines, bias, residual, None, &mut to, self.act)?;
+        }
         Ok(Tensor::stored(shape, Storage::Reals(y)))
     }
 }
@@ -146,10 +160,10 @@ fn patches_product(
     let m = g.n * out_height * out_width;
     // Steps apart are found one by one only: lines of odd length make it so.
     let line = if apart == 1 { channels } else { 1 };
-    let tiling = Tiling::new(gpu, &[line], [m, n], 1);
+    let tiling = Tiling::new(gpu, &[line], [m, n], Two::Neither);
     launch::conv2d_forward(
         gpu,
-        tiling.grid([m, n], 1),
+        tiling.grid([m, n], 1, Two::Neither),
         x,
         w.values.slice(),
         bias,
@@ -283,7 +297,7 @@ impl Op for Conv2d {
             let (w, dx) = (x[1].data.floats(), &mut dx.reals());
             if let Some(product) = wgmma::Product::of_patches(gpu, &g, false, &[dz, dx.as_slice()]) {
                 let w = LaidOut::new(gpu, w, [g.kh * g.kw * g.ci, g.co])?;
-                product.forward(gpu, dz, w.values.slice(), w.pitch, None, None, dx, Kind::Identity as usize)?;
+                product.forward(gpu, dz, w.values.slice(), w.pitch, None, None, None, dx, Kind::Identity as usize)?;
             } else {
                 let w = LaidOut::transposed(gpu, w, [g.kh * g.kw, g.ci, g.co])?;
                 patches_product(gpu, &g, false, dz, &w, None, None, None, dx, Kind::Identity)?;
@@ -294,10 +308,9 @@ impl Op for Conv2d {
             product.weight_gradient(gpu, x[0].data.reals(), dz, &mut dw.floats())?;
         } else if let Some(dw) = &mut dx[1] {
             let (x, rows, positions) = (x[0].data.reals(), g.kh * g.kw * g.ci, g.out_rows());
-            let (tiling, slabs) = Tiling::with_slabs(gpu, &[g.ci, g.co], [rows, g.co], positions);
-            slabs.sum(gpu, rows * g.co, &mut dw.floats(), |partial, slab| {
-                let (grid, [top, left]) =
-                    (tiling.grid([rows, g.co], slabs.count), [g.pad[0], g.pad[2]].map(|p| -(p as i32)));
+            let ([top, left], lines) = ([g.pad[0], g.pad[2]].map(|p| -(p as i32)), [g.ci, g.co]);
+            let dw = &mut dw.floats();
+            sum_in_slabs(gpu, &lines, [rows, g.co], positions, Two::Neither, dw, |grid, partial, slab, tiling| {
                 launch::conv2d_weight_gradient(
                     gpu,
                     grid,
@@ -317,7 +330,7 @@ impl Op for Conv2d {
                     top,
                     left,
                     slab,
-                    tiling as usize,
+                    tiling,
                 )
             })?;
         }

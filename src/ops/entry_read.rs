@@ -10,8 +10,7 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::pointwise_conv::Slabs;
-use crate::device::cuda::{Gpu, GpuArg, GpuOut, Grid, Values, launch};
+use crate::device::cuda::{Gpu, GpuArg, GpuOut, Grid, Slabs, Values, launch};
 use crate::error::Result;
 use crate::op::{Arg, Case, Op, expect_inputs, refuse};
 use crate::real::Real;

@@ -14,13 +14,19 @@
 //!            dw1           x, dt, y1                                      5 c
 //!            expand'       dt, y1, dy -> dx                               6 c
 //! ```
+//! Where products by warpgroups (`kernels/hopper/`) were measured to be faster, dz3 = a dy + e y3 + f is written before project'
+//! (3 c more, 1 c less) and dz1 before expand' and dw1 (6 c more, 4 c less).
+//!
 //! In between, statistics, the gate and tables of coefficients: kernels over `[N, E]` and less. The kernels are in
 //! `kernels/mobile_bottleneck*.cu`.
 
-use super::normalise_cuda::{CudaGate, Cut, GateGradient, Norm};
-use super::pointwise_conv::{LaidOut, Tiling};
+use super::normalise_cuda::{CudaGate, Cut, GateGradient, Norm, SummedProduct};
+use super::pointwise_conv::{LaidOut, weight_gradient as plain_weight_gradient};
 use super::{Kind, MobileBottleneck};
-use crate::device::cuda::{DeviceVec, Gpu, GpuArg, GpuOut, Grid, Real, Slice, SliceMut, Values, launch};
+use crate::device::cuda::wgmma::{Product, Summed, Sums};
+use crate::device::cuda::{
+    DeviceVec, Gpu, GpuArg, GpuOut, Grid, Real, Slice, SliceMut, Tiling, Two, Values, launch, sum_in_slabs, wgmma,
+};
 use crate::error::Result;
 use crate::shape::Shape;
 
@@ -68,8 +74,7 @@ impl Sizes {
 impl MobileBottleneck {
     /// A BatchNorm whose scale is input `gamma`, given its statistics.
     fn norm_on<'a>(&self, cut: Cut, x: &[GpuArg<'a>], gamma: usize, given: [Slice<'a, f32>; 2], act: Kind) -> Norm<'a> {
-        let [gamma, beta] = [gamma, gamma + 1].map(|i| x[i].data.floats());
-        Norm { cut, eps: self.eps, act, gamma, beta, mean: given[0], var: given[1], logit: None, residual: None }
+        Norm::of_inputs(cut, self.eps, act, x, gamma, given)
     }
 
     pub(super) fn forward_on(&self, gpu: &Gpu, x: &[GpuArg], y: &mut [GpuOut]) -> Result<()> {
@@ -78,8 +83,8 @@ impl MobileBottleneck {
         };
         let s = Sizes::new(x);
 
-        let w = LaidOut::new(gpu, x[1].data.floats(), [s.c, s.e])?;
-        let (cut, moments) = self.product(gpu, &s, x[0].data.reals(), None, &w, s.wide, &mut y1.reals())?;
+        let w = x[1].data.floats();
+        let (cut, moments) = self.product(gpu, &s, x[0].data.reals(), None, w, s.wide, &mut y1.reals())?;
         cut.statistics(gpu, &moments, mean1, var1)?;
         let given = [&*mean1, var1].map(|v| v.as_values().floats());
         let table = self.norm_on(cut, x, 2, given, Kind::HardSwish).coefficients(gpu)?;
@@ -107,9 +112,8 @@ impl MobileBottleneck {
         let gate = CudaGate::new(&norm, gpu, pooled, x[7].data.floats(), x[8].data.floats())?;
         let table = norm.with_gate(&gate).coefficients(gpu)?;
 
-        let w = LaidOut::new(gpu, x[9].data.floats(), [s.e, s.c])?;
-        let (cut, moments) =
-            self.product(gpu, &s, y2.as_values().reals(), Some((&table, s.images)), &w, s.narrow, &mut y3.reals())?;
+        let (w, y2) = (x[9].data.floats(), y2.as_values().reals());
+        let (cut, moments) = self.product(gpu, &s, y2, Some((&table, s.images)), w, s.narrow, &mut y3.reals())?;
         cut.statistics(gpu, &moments, mean3, var3)?;
         let given = [&*mean3, var3].map(|v| v.as_values().floats());
         let last = self.norm_on(Cut::new(s.narrow, self.groups), x, 10, given, Kind::Identity);
@@ -124,32 +128,40 @@ impl MobileBottleneck {
         s: &Sizes,
         x: Slice<Real>,
         table: Option<(&DeviceVec<f32>, usize)>,
-        w: &LaidOut,
+        w: Slice<f32>,
         y_shape: Shape,
         y: &mut SliceMut<Real>,
     ) -> Result<(Cut, DeviceVec<f64>)> {
         let (k, n) = (x.len() / s.m, y.len() / s.m);
-        let tiling = Tiling::new(gpu, &[k], [s.m, n], 1);
-        let cut = Cut::runs(y_shape, self.groups, tiling.rows());
-        let mut moments = cut.partial(gpu)?;
+        let which = if table.is_some() { Summed::Project } else { Summed::Expand };
+        if let Some(product) = Product::of_bottleneck(gpu, which, [s.m, n, k], &[x, y.as_slice()]) {
+            let cut = Cut::runs(y_shape, self.groups, wgmma::TILE[0]);
+            let (mut moments, w) = (cut.partial(gpu)?, LaidOut::transposed(gpu, w, [1, k, n])?);
+            let table = table.map(|(values, tables)| wgmma::Table { values: values.slice(), tables });
+            let to = Sums { partial: moments.slice_mut(), positions: s.positions(), slabs: cut.slabs };
+            product.with_moments(gpu, x, table, w.values.slice(), w.pitch, y, to)?;
+            return Ok((cut, moments));
+        }
+        let w = LaidOut::new(gpu, w, [k, n])?;
+        let mut product = SummedProduct::new(gpu, y_shape, self.groups, &[k], Two::Neither)?;
         launch::mobile_bottleneck_product(
             gpu,
-            tiling.grid([s.m, n], 1),
+            product.grid,
             x,
             table.map(|t| t.0.slice()),
             w.values.slice(),
             y,
-            &mut moments.slice_mut(),
+            &mut product.sums.slice_mut(),
             s.m,
             n,
             k,
             w.pitch,
             s.positions(),
             table.map_or(1, |t| t.1),
-            cut.slabs,
-            tiling as usize,
+            product.cut.slabs,
+            product.tiling as usize,
         )?;
-        Ok((cut, moments))
+        Ok((product.cut, product.sums))
     }
 
     pub(super) fn backward_on(
@@ -167,42 +179,60 @@ impl MobileBottleneck {
         let given = |i: usize| [y[i].floats(), y[i + 1].floats()];
 
         // BatchNorm 3, whose gradient in dy is known at once: dz3 = a dy + e y3 + f.
-        let norm = self.norm_on(Cut::new(s.narrow, self.groups), x, 10, given(8), Kind::Identity);
-        let sums = norm.gradient_sums(gpu, y3, dy)?;
-        let through = norm.gradient_statistics(gpu, &sums, None, dgamma3.as_mut(), dbeta3.as_mut())?;
-        let dz3 = Changed { dz: dy, x: y3, table: norm.gradient_coefficients(gpu, None, &through)? };
+        let norm3 = self.norm_on(Cut::new(s.narrow, self.groups), x, 10, given(8), Kind::Identity);
+        let sums = norm3.gradient_sums(gpu, y3, dy)?;
+        let through3 = norm3.gradient_statistics(gpu, &sums, None, dgamma3.as_mut(), dbeta3.as_mut())?;
+        let dz3 = Changed { dz: dy, x: y3, table: norm3.gradient_coefficients(gpu, None, &through3)? };
 
         // Down the projection to du, and the gate.
-        let tiling = Tiling::new(gpu, &[s.c], [s.m, s.e], 1);
-        let norm = self.norm_on(Cut::runs(s.wide, self.groups, tiling.rows()), x, 5, given(6), Kind::HardSwish);
+        let product = SummedProduct::new(gpu, s.wide, self.groups, &[s.c], Two::Rows)?;
+        let warpgroups = Product::of_bottleneck(gpu, Summed::ProjectGradient, [s.m, s.e, s.c], &[dy, y2, y3]);
+        let (cut, mut sums) = match &warpgroups {
+            None => (product.cut, product.sums),
+            Some(_) => {
+                let cut = Cut::runs(s.wide, self.groups, wgmma::TILE[0]);
+                let sums = cut.partial(gpu)?;
+                (cut, sums)
+            }
+        };
+        let norm = self.norm_on(cut, x, 5, given(6), Kind::HardSwish);
         let deviation = y[10].floats();
         let pooled = CudaGate::pooled(&norm, gpu, deviation)?;
         let gate = CudaGate::new(&norm, gpu, pooled, x[7].data.floats(), x[8].data.floats())?;
         let norm = norm.with_gate(&gate);
         let h2 = norm.coefficients(gpu)?;
-        let (mut du, mut sums) = (gpu.scratch(y2.len())?, norm.cut.partial(gpu)?);
-        let w = LaidOut::transposed(gpu, x[9].data.floats(), [1, s.e, s.c])?;
-        launch::mobile_bottleneck_project_gradient(
-            gpu,
-            tiling.grid_of_two([s.m, s.e], 1),
-            dz3.dz,
-            dz3.x,
-            dz3.table.slice(),
-            w.values.slice(),
-            y2,
-            h2.slice(),
-            norm.mean,
-            &mut du.slice_mut(),
-            &mut sums.slice_mut(),
-            s.m,
-            s.e,
-            s.c,
-            w.pitch,
-            s.positions(),
-            self.groups,
-            norm.cut.slabs,
-            tiling as usize,
-        )?;
+        let mut du = gpu.scratch(y2.len())?;
+        if let Some(warpgroups) = warpgroups {
+            let mut dz = gpu.scratch(y3.len())?;
+            norm3.gradient_x(gpu, y3, dy, None, Some(&through3), Some(dz.slice_mut()), None)?;
+            let w = LaidOut::new(gpu, x[9].data.floats(), [s.e, s.c])?;
+            let to = Sums { partial: sums.slice_mut(), positions: s.positions(), slabs: norm.cut.slabs };
+            let (w, pitch, mean) = (w.values.slice(), w.pitch, (norm.mean, self.groups));
+            warpgroups.through_slope(gpu, dz.slice(), w, pitch, y2, h2.slice(), mean, &mut du.slice_mut(), to)?;
+        } else {
+            let w = LaidOut::transposed(gpu, x[9].data.floats(), [1, s.e, s.c])?;
+            launch::mobile_bottleneck_project_gradient(
+                gpu,
+                product.grid,
+                dz3.dz,
+                dz3.x,
+                dz3.table.slice(),
+                w.values.slice(),
+                y2,
+                h2.slice(),
+                norm.mean,
+                &mut du.slice_mut(),
+                &mut sums.slice_mut(),
+                s.m,
+                s.e,
+                s.c,
+                w.pitch,
+                s.positions(),
+                self.groups,
+                norm.cut.slabs,
+                product.tiling as usize,
+            )?;
+        }
         if let Some(dw3) = dw3 {
             self.weight_gradient(gpu, &s, y2, Some((&h2, s.images)), &dz3, &mut dw3.floats())?;
         }
@@ -243,15 +273,30 @@ impl MobileBottleneck {
         let through = norm.gradient_statistics(gpu, &sums, None, dgamma1.as_mut(), dbeta1.as_mut())?;
         let dz1 = Changed { dz: dt.slice(), x: y1, table: norm.gradient_coefficients(gpu, None, &through)? };
 
+        let (x0, w) = (x[0].data.reals(), x[1].data.floats());
+        if let Some(mut dx) = dx.as_mut().map(|dx| dx.reals())
+            && let Some(product) = Product::of_lines(gpu, [s.m, s.c, s.e], &[dy, dx.as_slice()])
+        {
+            // dt has the slope of the activation in it.
+            let plain = Norm { cut: Cut::new(s.wide, self.groups), act: Kind::Identity, ..norm };
+            let mut dz = gpu.scratch(y1.len())?;
+            plain.gradient_x(gpu, y1, dt.slice(), None, Some(&through), Some(dz.slice_mut()), None)?;
+            if let Some(dw1) = dw1 {
+                plain_weight_gradient(gpu, x0, dz.slice(), &mut dw1.floats(), [s.m, s.c, s.e])?;
+            }
+            let (w, act) = (LaidOut::new(gpu, w, [s.c, s.e])?, Kind::Identity as usize);
+            let (values, pitch) = (w.values.slice(), w.pitch);
+            return product.forward(gpu, dz.slice(), values, pitch, None, Some(dy), None, &mut dx, act);
+        }
         if let Some(dw1) = dw1 {
-            self.weight_gradient(gpu, &s, x[0].data.reals(), None, &dz1, &mut dw1.floats())?;
+            self.weight_gradient(gpu, &s, x0, None, &dz1, &mut dw1.floats())?;
         }
         let Some(dx) = dx else { return Ok(()) };
-        let w = LaidOut::transposed(gpu, x[1].data.floats(), [1, s.c, s.e])?;
-        let tiling = Tiling::new(gpu, &[s.e], [s.m, s.c], 1);
+        let w = LaidOut::transposed(gpu, w, [1, s.c, s.e])?;
+        let tiling = Tiling::new(gpu, &[s.e], [s.m, s.c], Two::Rows);
         launch::mobile_bottleneck_expand_gradient(
             gpu,
-            tiling.grid_of_two([s.m, s.c], 1),
+            tiling.grid([s.m, s.c], 1, Two::Rows),
             dz1.dz,
             dz1.x,
             dz1.table.slice(),
@@ -279,11 +324,10 @@ impl MobileBottleneck {
         dw: &mut SliceMut<f32>,
     ) -> Result<()> {
         let [a, b] = [x.len() / s.m, dz.x.len() / s.m];
-        let (tiling, slabs) = Tiling::with_slabs(gpu, &[a, b], [a, b], s.m);
-        slabs.sum(gpu, a * b, dw, |partial, slab| {
+        sum_in_slabs(gpu, &[a, b], [a, b], s.m, Two::Columns, dw, |grid, partial, slab, tiling| {
             launch::mobile_bottleneck_weight_gradient(
                 gpu,
-                tiling.grid_of_two([a, b], slabs.count),
+                grid,
                 x,
                 table.map(|t| t.0.slice()),
                 dz.dz,
@@ -297,7 +341,7 @@ impl MobileBottleneck {
                 table.map_or(1, |t| t.1),
                 self.groups,
                 slab,
-                tiling as usize,
+                tiling,
             )
         })
     }

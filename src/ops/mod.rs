@@ -43,7 +43,7 @@ pub use mobile_bottleneck::MobileBottleneck;
 pub use mse_loss::MseLoss;
 pub use nearest_entry::NearestEntry;
 pub(crate) use normalise::group_images as ghost_group;
-pub(crate) use pointwise_conv::LaidOut;
+pub(crate) use pointwise_conv::FrozenWeights;
 pub use pointwise_conv::PointwiseConv;
 pub use refinement_gate::RefinementGate;
 pub use score_map::ScoreMap;

@@ -9,7 +9,7 @@
 //! touch a whole tensor.
 
 use super::Kind;
-use crate::device::cuda::{DeviceVec, Gpu, GpuOut, Grid, Real, Slice, SliceMut, launch};
+use crate::device::cuda::{DeviceVec, Gpu, GpuArg, GpuOut, Grid, Real, Slice, SliceMut, Tiling, Two, launch};
 use crate::error::Result;
 use crate::shape::Shape;
 
@@ -89,6 +89,26 @@ impl Cut {
     }
 }
 
+/// A product by tiles whose end also takes two sums for each piece of an image, see `kernels/gemm_sums.cuh`.
+pub(super) struct SummedProduct {
+    pub tiling: Tiling,
+    pub grid: Grid,
+    /// The pieces.
+    pub cut: Cut,
+    /// Their sums.
+    pub sums: DeviceVec<f64>,
+}
+
+impl SummedProduct {
+    /// Of the shape of y, with `lines` and `two` as [`Tiling::new`] has them.
+    pub fn new(gpu: &Gpu, y: Shape, groups: usize, lines: &[usize], two: Two) -> Result<Self> {
+        let size = [y.rows(), y.channels()];
+        let tiling = Tiling::new(gpu, lines, size, two);
+        let cut = Cut::runs(y, groups, tiling.rows());
+        Ok(SummedProduct { tiling, grid: tiling.grid(size, 1, two), cut, sums: cut.partial(gpu)? })
+    }
+}
+
 /// What every pass over x is given.
 #[derive(Clone, Copy)]
 pub(super) struct Norm<'a> {
@@ -113,6 +133,19 @@ pub(super) struct GateGradient<'a> {
 }
 
 impl<'a> Norm<'a> {
+    /// A BatchNorm whose scale is input `gamma` of an op and whose shift is the next one, given mean and variance.
+    pub fn of_inputs(
+        cut: Cut,
+        eps: f64,
+        act: Kind,
+        x: &[GpuArg<'a>],
+        gamma: usize,
+        [mean, var]: [Slice<'a, f32>; 2],
+    ) -> Self {
+        let [gamma, beta] = [gamma, gamma + 1].map(|i| x[i].data.floats());
+        Norm { cut, eps, act, gamma, beta, mean, var, logit: None, residual: None }
+    }
+
     /// The same passes with this gate.
     pub fn with_gate(self, gate: &'a CudaGate) -> Self {
         Norm { logit: Some(gate.logit.slice()), ..self }

@@ -14,7 +14,8 @@ use super::activation::{Kind, activation_backward, bias_and_activation};
 use crate::buffer::Buffer;
 use crate::device::cpu::{self, Matrix};
 use crate::device::cuda::{
-    DeviceVec, Gpu, GpuArg, GpuOut, Grid, Precision, Real as Stored, Slice, SliceMut, Values, launch, wgmma,
+    DeviceVec, Gpu, GpuArg, GpuOut, Grid, Real as Stored, Slabs, Slice, SliceMut, Tiling, Two, Values, launch,
+    sum_in_slabs, wgmma,
 };
 use crate::error::Result;
 use crate::op::{Arg, Case, Op, expect_inputs, expect_shape, refuse};
@@ -55,16 +56,16 @@ impl PointwiseConv {
         }
         if let Some(product) = wgmma::Product::of_lines(gpu, [m, b, a], &[x, dy.unwrap_or(x), y.as_slice()]) {
             let w = LaidOut::transposed(gpu, w, [1, a, b])?;
-            return product.forward(gpu, x, w.values.slice(), w.pitch, bias, dy, y, self.act as usize);
+            return product.forward(gpu, x, w.values.slice(), w.pitch, bias, None, dy, y, self.act as usize);
         }
         product(gpu, x, &LaidOut::new(gpu, w, [a, b])?, bias, None, dy, y, [m, b, a], self.act)
     }
 
     /// Weights w that will not change, laid out for [`Self::frozen`]; nothing where the kernels read them as they are.
-    pub(crate) fn lay_out(w: &Tensor) -> Result<Option<LaidOut>> {
+    pub(crate) fn lay_out(w: &Tensor) -> Result<Option<FrozenWeights>> {
         let (a, b) = (w.shape()[0], w.shape()[1]);
         let Some(gpu) = w.gpu().filter(|_| b > NARROW) else { return Ok(None) };
-        LaidOut::new(gpu, w.values().floats(), [a, b]).map(Some)
+        FrozenWeights::new(gpu, w.values().floats(), [1, a, b], wgmma::LINES_FORWARD).map(Some)
     }
 
     /// The op on a device, with inputs x and bias and with w, of this shape, laid out before; a residual is added before the
@@ -74,15 +75,22 @@ impl PointwiseConv {
         gpu: &Gpu,
         [x, bias]: [&Tensor; 2],
         w: Shape,
-        laid_out: &LaidOut,
+        laid_out: &FrozenWeights,
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
         let shape = self.infer(&[x.shape(), w, bias.shape()])?[0];
         let (a, b) = (w[0], w[1]);
         let (m, mut y) = (shape.numel() / b, gpu.scratch(shape.numel())?);
         let (x, bias) = (x.values().reals(), Some(bias.values().floats()));
-        let residual = residual_of::<Self>(residual, shape)?;
-        product(gpu, x, laid_out, bias, residual, None, &mut y.slice_mut(), [m, b, a], self.act)?;
+        let (residual, mut to) = (residual_of::<Self>(residual, shape)?, y.slice_mut());
+        let arrays = [x, residual.unwrap_or(x), to.as_slice()];
+        if let Some(w) = &laid_out.transposed
+            && let Some(product) = wgmma::Product::of_lines(gpu, [m, b, a], &arrays)
+        {
+            product.forward(gpu, x, w.values.slice(), w.pitch, bias, residual, None, &mut to, self.act as usize)?;
+        } else {
+            product(gpu, x, &laid_out.lines, bias, residual, None, &mut to, [m, b, a], self.act)?;
+        }
         Ok(Tensor::stored(shape, Storage::Reals(y)))
     }
 }
@@ -205,7 +213,7 @@ impl Op for PointwiseConv {
                 launch::pointwise_conv_narrow_input_gradient(gpu, grid, dz, w, dx, m, a, b)?;
             } else if let Some(product) = wgmma::Product::of_lines(gpu, [m, a, b], &[dz, dx.as_slice()]) {
                 let w = LaidOut::new(gpu, w, [a, b])?;
-                product.forward(gpu, dz, w.values.slice(), w.pitch, None, None, dx, Kind::Identity as usize)?;
+                product.forward(gpu, dz, w.values.slice(), w.pitch, None, None, None, dx, Kind::Identity as usize)?;
             } else {
                 let w = LaidOut::transposed(gpu, w, [1, a, b])?;
                 product(gpu, dz, &w, None, None, None, dx, [m, a, b], Kind::Identity)?;
@@ -219,8 +227,6 @@ impl Op for PointwiseConv {
                     let grid = Grid::blocks2(a.div_ceil(256), slabs.count);
                     launch::pointwise_conv_narrow_weight_gradient(gpu, grid, x, dz, partial, m, a, b, slab)
                 })?;
-            } else if let Some(product) = wgmma::Product::gradient_of_lines(gpu, [m, b, a], &[x, dz]) {
-                product.weight_gradient(gpu, x, dz, &mut dw.floats())?;
             } else {
                 weight_gradient(gpu, x, dz, &mut dw.floats(), [m, a, b])?;
             }
@@ -319,13 +325,13 @@ pub(super) fn product(
     [m, n, k]: [usize; 3],
     act: Kind,
 ) -> Result<()> {
-    let tiling = Tiling::new(gpu, &[k], [m, n], 1);
-    let (grid, w, pitch) = (tiling.grid([m, n], 1), w.values.slice(), w.pitch);
+    let tiling = Tiling::new(gpu, &[k], [m, n], Two::Neither);
+    let (grid, w, pitch) = (tiling.grid([m, n], 1, Two::Neither), w.values.slice(), w.pitch);
     let (act, tiling) = (act as usize, tiling as usize);
     launch::pointwise_conv_forward(gpu, grid, x, w, bias, residual, dy, y, m, n, k, pitch, act, tiling)
 }
 
-/// `dw [a, b] = xᵀ · dz` by tiles, for x `[m, a]` and dz `[m, b]`.
+/// `dw [a, b] = xᵀ · dz`, for x `[m, a]` and dz `[m, b]`.
 pub(super) fn weight_gradient(
     gpu: &Gpu,
     x: Slice<Stored>,
@@ -333,10 +339,11 @@ pub(super) fn weight_gradient(
     dw: &mut SliceMut<f32>,
     [m, a, b]: [usize; 3],
 ) -> Result<()> {
-    let (tiling, slabs) = Tiling::with_slabs(gpu, &[a, b], [a, b], m);
-    slabs.sum(gpu, a * b, dw, |partial, slab| {
-        let grid = tiling.grid([a, b], slabs.count);
-        launch::pointwise_conv_weight_gradient(gpu, grid, x, dz, partial, m, a, b, slab, tiling as usize)
+    if let Some(product) = wgmma::Product::gradient_of_lines(gpu, [m, b, a], &[x, dz]) {
+        return product.weight_gradient(gpu, x, dz, dw);
+    }
+    sum_in_slabs(gpu, &[a, b], [a, b], m, Two::Neither, dw, |grid, partial, slab, tiling| {
+        launch::pointwise_conv_weight_gradient(gpu, grid, x, dz, partial, m, a, b, slab, tiling)
     })
 }
 
@@ -367,88 +374,20 @@ impl LaidOut {
     }
 }
 
-/// How a product is cut, see `kernels/gemm.cuh`.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Tiling {
-    /// Small tiles, values copied one by one.
-    OneByOne,
-    Small,
-    Large,
+/// Weights that will not change, laid out once.
+pub(crate) struct FrozenWeights {
+    /// `[taps a, b]`.
+    pub lines: LaidOut,
+    /// `[taps, b, a]`, where the kernels of `kernels/hopper/` may be taken.
+    pub transposed: Option<LaidOut>,
 }
 
-impl Tiling {
-    /// For `c [m, n]`, when each of `slabs` slabs of k has blocks of its own. `lines`: lengths of the lines of both
-    /// operands; 16 bytes of them are copied at once if all lines begin at a multiple of 16 bytes.
-    pub fn new(gpu: &Gpu, lines: &[usize], size: [usize; 2], slabs: usize) -> Self {
-        let together = if gpu.precision() == Precision::Bf16 { 8 } else { 4 };
-        if lines.iter().any(|line| line % together != 0) {
-            return Tiling::OneByOne;
-        }
-        // A large tile is four small ones, and faster where it is not mostly empty and does not leave the device idle.
-        let (large, small) = (Tiling::Large.tiles(size), Tiling::Small.tiles(size));
-        let full = 16 * large <= 5 * small && large * slabs >= gpu.multiprocessors();
-        if full { Tiling::Large } else { Tiling::Small }
-    }
-
-    /// For a sum over many positions, also cut into slabs.
-    pub fn with_slabs(gpu: &Gpu, lines: &[usize], size: [usize; 2], positions: usize) -> (Self, Slabs) {
-        const LEAST: usize = 256;
-        let tiling = Self::new(gpu, lines, size, positions.div_ceil(LEAST));
-        (tiling, Slabs::new(gpu, positions, tiling.tiles(size), LEAST))
-    }
-
-    /// Rows of a tile.
-    pub fn rows(self) -> usize {
-        if self == Tiling::Large { 128 } else { 64 }
-    }
-
-    fn tiles(self, [m, n]: [usize; 2]) -> usize {
-        m.div_ceil(self.rows()) * n.div_ceil(if self == Tiling::Large { 112 } else { 56 })
-    }
-
-    /// One block for each tile and slab, with `SHARED_BYTES` of `kernels/gemm.cuh`.
-    pub fn grid(self, size: [usize; 2], slabs: usize) -> Grid {
-        let shared = if self == Tiling::Large { 71_680 } else { 34_816 };
-        Grid::blocks2(self.tiles(size), slabs).shared(shared)
-    }
-
-    /// The same where one operand is made from two arrays: room for the second, see `more_values` in `kernels/gemm.cuh`.
-    pub fn grid_of_two(self, size: [usize; 2], slabs: usize) -> Grid {
-        let shared = match self {
-            Tiling::Large => 71_680 + 32_768,
-            Tiling::Small => 34_816 + 16_384,
-            Tiling::OneByOne => 34_816,
-        };
-        self.grid(size, slabs).shared(shared)
-    }
-}
-
-/// A sum over positions in parts: every slab is summed by itself, then the slabs are added in order.
-pub(super) struct Slabs {
-    pub count: usize,
-    /// Positions of a slab.
-    size: usize,
-}
-
-impl Slabs {
-    /// As many slabs of `blocks` blocks as give every multiprocessor up to two, but none of less than `least` positions.
-    pub fn new(gpu: &Gpu, positions: usize, blocks: usize, least: usize) -> Self {
-        let wanted = (2 * gpu.multiprocessors() / blocks.max(1)).max(1);
-        let size = positions.div_ceil(wanted).max(least).next_multiple_of(32);
-        Slabs { count: positions.div_ceil(size), size }
-    }
-
-    /// `total = Σ partial[slab]`, which `fill(partial, positions of a slab)` computes.
-    pub fn sum(
-        &self,
-        gpu: &Gpu,
-        n: usize,
-        total: &mut SliceMut<f32>,
-        fill: impl FnOnce(&mut SliceMut<f32>, usize) -> Result<()>,
-    ) -> Result<()> {
-        let mut partial = gpu.scratch(self.count * n)?;
-        fill(&mut partial.slice_mut(), self.size)?;
-        launch::pointwise_conv_add_slabs(gpu, Grid::blocks(n.div_ceil(32)), partial.slice(), total, self.count, n)
+impl FrozenWeights {
+    /// Of `w [taps, a, b]`, which `kernel` may read.
+    pub fn new(gpu: &Gpu, w: Slice<f32>, [taps, a, b]: [usize; 3], kernel: &str) -> Result<Self> {
+        let transposed =
+            gpu.takes_some(kernel, [b, a, taps]).then(|| LaidOut::transposed(gpu, w, [taps, a, b])).transpose()?;
+        Ok(FrozenWeights { lines: LaidOut::new(gpu, w, [taps * a, b])?, transposed })
     }
 }
 

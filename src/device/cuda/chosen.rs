@@ -104,10 +104,19 @@ fn chosen(by: Hopper, entries: &[Entry], facts: &Facts, kernel: &str, shape: [us
 impl Gpu {
     /// Whether the kernels of `kernels/hopper/` can run here: the device, the build and the precision must be theirs.
     pub fn has_warpgroup_products(&self) -> bool {
-        let files = ["conv2d_wgmma", "pointwise_conv_wgmma"];
+        let files = ["conv2d_wgmma", "mobile_bottleneck_wgmma", "pointwise_conv_wgmma"];
         self.facts().architecture == [9, 0]
             && self.precision() == Precision::Bf16
             && files.iter().all(|file| launch::holds(file, Precision::Bf16))
+    }
+
+    /// Whether `kernel` is taken for some `[m, n, k, taps]` with these n, k and taps.
+    pub(crate) fn takes_some(&self, kernel: &str, of: [usize; 3]) -> bool {
+        let mut measured = entries().iter().filter(|e| e.kernel == kernel && e.shape[1..] == of);
+        match self.0.hopper {
+            Hopper::Measured => measured.any(|e| self.takes(kernel, e.shape)),
+            Hopper::Off | Hopper::Force => self.takes(kernel, [1, of[0], of[1], of[2]]),
+        }
     }
 
     /// Whether `kernel` is taken for `shape` `[m, n, k, taps]`.
@@ -177,6 +186,6 @@ mod tests {
     #[test]
     fn the_emulated_device_never_takes_them() {
         let gpu = Gpu::new(Box::new(super::super::emulated::Emulated::new()), Precision::Bf16, Hopper::Force).unwrap();
-        assert!(!gpu.takes(KERNEL, SHAPE));
+        assert!(!gpu.takes(KERNEL, SHAPE) && !gpu.takes_some(KERNEL, [432, 432, 9]));
     }
 }

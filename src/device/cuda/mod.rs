@@ -16,6 +16,7 @@ pub mod launch;
 mod memory;
 mod precision;
 mod tensor_map;
+mod tiling;
 mod transfer;
 pub(crate) mod wgmma;
 
@@ -35,6 +36,7 @@ pub use memory::{DeviceVec, Element, ElementKind, Slice, SliceMut, Values, Value
 pub use precision::Precision;
 pub use precision::Real;
 use tensor_map::TensorMap;
+pub(crate) use tiling::{Slabs, Tiling, Two, sum_in_slabs};
 pub use transfer::{Download, Upload};
 
 use crate::error::{Error, Result};

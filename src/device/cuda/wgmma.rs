@@ -1,7 +1,8 @@
 //! Launching the kernels of `kernels/hopper/`: which products they can do, how they are cut, and which boxes they are fed.
 //!
 //! ```text
-//! y [m, n]          tiles of 192 x 216; two neighbours in n are a cluster and share their rows, where n has whole pairs
+//! y [m, n]          tiles of 192 x 216; two neighbours in n are a cluster and share their rows, where n has whole pairs; also
+//!                   with sums of each run of 192 rows, and of rows that BatchNorm changes on their way
 //! dw [taps k, n]    tiles of 192 (128 for 1x1) x 216, rows in groups of 64 of one tap; the blocks of a cluster share m
 //! ```
 //! Everything here is arithmetic that is tested without a device; `tests.rs` walks the boxes as the hardware does.
@@ -15,7 +16,7 @@ use crate::error::Result;
 mod tests;
 
 /// Rows and columns of a tile of y.
-const TILE: [usize; 2] = [192, 216];
+pub(crate) const TILE: [usize; 2] = [192, 216];
 /// Bytes of shared memory: slots of a ring of four, room to align them, barriers. `Ring::SHARED` of `kernels/hopper/ring.cuh`.
 const fn shared(slot: usize) -> usize {
     1024 + 4 * slot + 64
@@ -44,6 +45,43 @@ enum Rows {
         read: [usize; 3],
         direction: i32,
     },
+}
+
+/// The kernels of y, as `chosen.json` has them.
+pub(crate) const PATCHES_FORWARD: &str = "conv2d_wgmma_forward";
+pub(crate) const LINES_FORWARD: &str = "pointwise_conv_wgmma_forward";
+
+/// Products of a mobile bottleneck, by `kernels/hopper/mobile_bottleneck_wgmma.cu`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Summed {
+    Expand,
+    Project,
+    ProjectGradient,
+}
+
+impl Summed {
+    /// As `chosen.json` has it.
+    fn kernel(self) -> &'static str {
+        match self {
+            Summed::Expand => "mobile_bottleneck_wgmma_expand",
+            Summed::Project => "mobile_bottleneck_wgmma_project",
+            Summed::ProjectGradient => "mobile_bottleneck_wgmma_project_gradient",
+        }
+    }
+}
+
+/// Pieces of images that sums are taken of, `[N, slabs, 2, n]`: runs of [`TILE`] rows.
+pub(crate) struct Sums<'a> {
+    pub partial: SliceMut<'a, f64>,
+    pub positions: usize,
+    pub slabs: usize,
+}
+
+/// What BatchNorm and its gate make of raw values, `[tables, 2, channels]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Table<'a> {
+    pub values: Slice<'a, f32>,
+    pub tables: usize,
 }
 
 /// A product that these kernels can do, and are to do here.
@@ -76,7 +114,7 @@ impl Product {
     /// Patches of x times weights, `forward` from x to y, or back from dy to dx; `arrays` are all that is read and written.
     /// None: another kernel is to do it.
     pub fn of_patches(gpu: &Gpu, g: &ConvGeometry, forward: bool, arrays: &[Slice<Real>]) -> Option<Self> {
-        Self::patches(g, forward)?.taken(gpu, "conv2d_wgmma_forward", arrays)
+        Self::patches(g, forward)?.taken(gpu, PATCHES_FORWARD, arrays)
     }
 
     /// The gradient of the weights, from x and dz.
@@ -86,7 +124,14 @@ impl Product {
 
     /// `x [m, k]` times weights `[k, n]`.
     pub fn of_lines(gpu: &Gpu, [m, n, k]: [usize; 3], arrays: &[Slice<Real>]) -> Option<Self> {
-        Self::lines([m, n, k])?.taken(gpu, "pointwise_conv_wgmma_forward", arrays)
+        Self::lines([m, n, k])?.taken(gpu, LINES_FORWARD, arrays)
+    }
+
+    /// The products of a mobile bottleneck that take sums, `[m, n, k]` as in [`Self::of_lines`].
+    pub fn of_bottleneck(gpu: &Gpu, which: Summed, shape: [usize; 3], arrays: &[Slice<Real>]) -> Option<Self> {
+        // What is changed on its way is changed 16 columns at a time.
+        let whole = which != Summed::Project || shape[2] % 16 == 0;
+        Self::lines(shape).filter(|_| whole)?.taken(gpu, which.kernel(), arrays)
     }
 
     /// The gradient of the weights, from x and dz.
@@ -151,8 +196,76 @@ impl Product {
         GROUPS[usize::from(matches!(self.rows, Rows::Lines))]
     }
 
-    /// `y = act(rows · w + bias)`, or with dy `y = dy · act'(rows · w + bias)`, with weights `[taps, n, k]` whose lines lie
-    /// `pitch` values apart.
+    /// The maps of rows and weights, and the grid.
+    fn maps<'a>(
+        &self,
+        gpu: &Gpu,
+        x: Slice<'a, Real>,
+        w: Slice<'a, Real>,
+        pitch: usize,
+    ) -> Result<(TensorMap<'a>, TensorMap<'a>, Grid)> {
+        let ([_, n, k, taps], [cluster, blocks]) = (self.shape, self.forward_grid());
+        let w_walk = Walk {
+            sizes: vec![k, n, taps],
+            strides: vec![pitch, n * pitch],
+            pattern: Pattern::Boxes { lines: TILE[1] },
+        };
+        let x = gpu.tensor_map(x, &self.read_walk(TILE[0] / cluster))?;
+        Ok((x, gpu.tensor_map(w, &w_walk)?, Grid::blocks(blocks).clusters(cluster).shared(FORWARD_SHARED)))
+    }
+
+    /// `y = h · w` and its moments, where h is x, or `hswish(a x + b)` with a table; weights as in [`Self::forward`].
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] when the device refuses.
+    #[allow(clippy::too_many_arguments)]
+    pub fn with_moments(
+        &self,
+        gpu: &Gpu,
+        x: Slice<Real>,
+        table: Option<Table>,
+        w: Slice<Real>,
+        pitch: usize,
+        y: &mut SliceMut<Real>,
+        mut to: Sums,
+    ) -> Result<()> {
+        let ([m, n, k, _], (x, w, over)) = (self.shape, self.maps(gpu, x, w, pitch)?);
+        let (sums, positions, slabs) = (&mut to.partial, to.positions, to.slabs);
+        match table {
+            None => launch::mobile_bottleneck_wgmma_expand(gpu, over, &x, &w, y, sums, m, n, k, positions, slabs),
+            Some(Table { values, tables }) => launch::mobile_bottleneck_wgmma_project(
+                gpu, over, &x, &w, values, y, sums, m, n, k, positions, tables, slabs,
+            ),
+        }
+    }
+
+    /// `du = dz · w · hswish'(A x + B)` and its sums, from x `[m, n]` with a table and means of `groups` ghost groups; weights
+    /// as in [`Self::forward`].
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] when the device refuses.
+    #[allow(clippy::too_many_arguments)]
+    pub fn through_slope(
+        &self,
+        gpu: &Gpu,
+        dz: Slice<Real>,
+        w: Slice<Real>,
+        pitch: usize,
+        x: Slice<Real>,
+        table: Slice<f32>,
+        (mean, groups): (Slice<f32>, usize),
+        du: &mut SliceMut<Real>,
+        mut to: Sums,
+    ) -> Result<()> {
+        let ([m, n, k, _], (dz, w, over)) = (self.shape, self.maps(gpu, dz, w, pitch)?);
+        let (sums, positions, slabs) = (&mut to.partial, to.positions, to.slabs);
+        launch::mobile_bottleneck_wgmma_project_gradient(
+            gpu, over, &dz, &w, x, table, mean, du, sums, m, n, k, positions, groups, slabs,
+        )
+    }
+
+    /// `y = act(rows · w + bias + residual)`, or with dy `y = dy · act'(..)`, with weights `[taps, n, k]` whose lines lie `pitch`
+    /// values apart.
     ///
     /// # Errors
     /// [`crate::Error::Device`] when the device refuses.
@@ -164,24 +277,19 @@ impl Product {
         w: Slice<Real>,
         pitch: usize,
         bias: Option<Slice<f32>>,
+        residual: Option<Slice<Real>>,
         dy: Option<Slice<Real>>,
         y: &mut SliceMut<Real>,
         act: usize,
     ) -> Result<()> {
-        let ([m, n, k, taps], [cluster, blocks]) = (self.shape, self.forward_grid());
-        let w_walk = Walk {
-            sizes: vec![k, n, taps],
-            strides: vec![pitch, n * pitch],
-            pattern: Pattern::Boxes { lines: TILE[1] },
-        };
-        let (x, w) = (gpu.tensor_map(x, &self.read_walk(TILE[0] / cluster))?, gpu.tensor_map(w, &w_walk)?);
-        let over = Grid::blocks(blocks).clusters(cluster).shared(FORWARD_SHARED);
+        let ([m, n, k, _], (x, w, over)) = (self.shape, self.maps(gpu, x, w, pitch)?);
         match &self.rows {
-            Rows::Lines => launch::pointwise_conv_wgmma_forward(gpu, over, &x, &w, bias, dy, y, m, n, k, act),
+            Rows::Lines => launch::pointwise_conv_wgmma_forward(gpu, over, &x, &w, bias, residual, dy, y, m, n, k, act),
             Rows::Patches { kernel: [down, across], written: [height, width], lower, direction, .. } => {
                 let ([left, top], direction) = (*lower, *direction);
                 launch::conv2d_wgmma_forward(
-                    gpu, over, &x, &w, bias, dy, y, m, n, k, *height, *width, *down, *across, direction, top, left, act,
+                    gpu, over, &x, &w, bias, residual, dy, y, m, n, k, *height, *width, *down, *across, direction, top,
+                    left, act,
                 )
             }
         }

@@ -306,6 +306,24 @@ fn registers_are_laid_down_once_each() {
     assert!(seen.iter().all(|&n| n == 1));
 }
 
+/// `Changed::multiply` of `kernels/hopper/changed.cuh` reads the fragments of a that PTX ISA wants in the registers of a product:
+/// register r of thread t holds columns 2 (t % 4) and the next, from 8 further on in the upper half of the registers, of row
+/// t / 4, of 8 further in the odd ones.
+#[test]
+fn fragments_are_read_where_the_engine_puts_them() {
+    let mut shared = Shared(vec![f64::NAN; 192 * 64]);
+    shared.fill(0, 192, |row, column| (row * 64 + column) as f64);
+    for (warp, i) in (0..12).flat_map(|w| (0..4).map(move |i| (w, i))) {
+        let row_of = |lane: usize| (warp * 16 + lane % 16) * 128 + ((2 * i + lane / 16) ^ (lane % 8)) * 16;
+        for (t, r) in (0..32).flat_map(|t| (0..4).map(move |r| (t, r))) {
+            // Lane 8 r + q gives the address of row q of matrix r.
+            let at = row_of(8 * r + t / 4) / 2 + t % 4 * 2;
+            let (row, column) = (warp * 16 + t / 4 + 8 * (r % 2), 16 * i + 8 * (r / 2) + 2 * (t % 4));
+            assert_eq!([shared.0[at], shared.0[at + 1]], [0, 1].map(|c| (row * 64 + column + c) as f64));
+        }
+    }
+}
+
 /// The shapes of the networks on 132 multiprocessors, as `kernels/LOG.md` has them.
 #[test]
 fn the_networks_fill_the_device() {

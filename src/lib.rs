@@ -20,6 +20,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod data;
+pub mod decoder;
 pub mod detector;
 pub mod device;
 pub mod error;

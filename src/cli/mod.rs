@@ -3,6 +3,7 @@
 mod calibrate;
 mod completions;
 mod data;
+mod decoder;
 mod demo;
 mod doctor;
 mod eval;
@@ -55,6 +56,7 @@ enum Verb {
     Calibrate(calibrate::CalibrateArgs),
     Eval(eval::EvalArgs),
     Predict(predict::PredictArgs),
+    Decoder(decoder::DecoderArgs),
     Report(report::ReportArgs),
     Selftest(selftest::SelftestArgs),
     Model(model::ModelVerbArgs),
@@ -109,6 +111,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Calibrate(args) => calibrate::run(args),
         Verb::Eval(args) => eval::run(args),
         Verb::Predict(args) => predict::run(args),
+        Verb::Decoder(args) => decoder::run(args),
         Verb::Report(args) => report::run(args),
         Verb::Selftest(args) => selftest::run(args),
         Verb::Model(args) => model::run(args),

@@ -186,6 +186,17 @@ pub struct Example {
     pub picture: usize,
     /// Its views.
     pub panels: Panels,
+    /// What the model saw and what it rebuilt, if there is a decoder to paint them.
+    pub decoded: Option<Decoded>,
+}
+
+/// Features of a picture, painted by a decoder.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decoded {
+    /// Its features: what a decoder cannot paint better.
+    pub features: Thumbnail,
+    /// The reconstruction, before the gate: what the model thinks the part should look like.
+    pub reconstruction: Thumbnail,
 }
 
 /// The views of a picture, all of one size; see [`super::panels`].
@@ -262,6 +273,21 @@ pub struct GlobalMap {
     pub points: Vec<GlobalPoint>,
     /// What is stored at chosen places; all with the same channels.
     pub samples: Vec<GridSample>,
+    /// What is stored at chosen places, as pictures; empty without a decoder.
+    pub stored: Vec<GridPicture>,
+}
+
+/// What a model makes of a place of the global grid, painted by a decoder.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GridPicture {
+    /// The place.
+    pub at: [f32; 2],
+    /// What lies there, for example `bottle` or `between bottle and tile`.
+    pub label: String,
+    /// Class of the training picture whose local coordinates were read with it.
+    pub local: String,
+    /// The picture.
+    pub picture: Thumbnail,
 }
 
 /// A test picture in the global grid.

@@ -10,6 +10,10 @@ const SCRIPT: &str = include_str!("script.js");
 const GLOBAL: &str = "Every picture becomes one point, at which a whole feature map is read. Classes that lie apart share \
                       nothing; a defective picture far from the good ones of its class is rebuilt from what another class \
                       stored. Crosses are the nodes of the grid.";
+const STORED: &str = "The fusion network's answer to a place of the grid, painted by a decoder that learnt from good training \
+                      pictures alone. Places are the means of a class's training pictures and the middle between \
+                      classes that lie next to each other. The local part is that of the training picture of the named \
+                      class that lies nearest to the place.";
 const LOCAL: &str = "Every position of a picture becomes a point, at which its features are read. Here are the same positions \
                      of a good and a defective picture, joined by lines: the first two where the defect is strongest, the \
                      others where it is weakest. Positions of parts that lie alike read from the same neighbourhood; a \
@@ -191,6 +195,20 @@ fn card(out: &mut String, class: &Class, example: &Example) {
         );
         put!(out, "width=\"{}\" height=\"{}\" src=\"{}\"></button>", view.width, view.height, view.uri());
     }
+    if let Some(decoded) = &example.decoded {
+        out.push_str("</div><div class=\"panels decoded\">");
+        let views =
+            [("what its features show", &decoded.features), ("what the model rebuilt", &decoded.reconstruction)];
+        for (what, view) in views {
+            put!(
+                out,
+                "<span><button type=\"button\" class=\"zoom\"><img loading=\"lazy\" alt=\"{what} of {}\" ",
+                esc(&picture.name)
+            );
+            put!(out, "width=\"{}\" height=\"{}\" src=\"{}\"></button>", view.width, view.height, view.uri());
+            put!(out, "<small>{what}</small></span>");
+        }
+    }
     put!(out, "</div><figcaption>{} ", name(&picture.name, 40));
     verdict(out, class, example.picture);
     out.push_str("</figcaption></figure>\n");
@@ -268,6 +286,10 @@ fn grids(out: &mut String, report: &Report) {
         if !map.samples.is_empty() {
             out.push_str("<h4>What is stored <small>a few channels at the numbered points above</small></h4>\n");
             scatter::samples(out, &map.samples);
+        }
+        if !map.stored.is_empty() {
+            put!(out, "<h4>What it looks like</h4>\n<p>{STORED}</p>\n");
+            scatter::stored(out, &map.stored);
         }
     }
     if let Some(map) = &report.local {

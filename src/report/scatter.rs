@@ -4,7 +4,7 @@
 //! around it is 2 / R wide. The first coordinate runs along the grid's columns, the second along its rows.
 
 use super::chart::{Axis, Frame, mark, plot};
-use super::data::{Class, GlobalMap, GridSample, Kind, LocalMap, LocalPair, Report};
+use super::data::{Class, GlobalMap, GridPicture, GridSample, Kind, LocalMap, LocalPair, Report};
 use super::html::{esc, name, put, shorten};
 use super::thumbnail::{Thumbnail, grey};
 use crate::heatmap::oklch;
@@ -147,6 +147,22 @@ pub(super) fn samples(out: &mut String, samples: &[GridSample]) {
             put!(out, "src=\"{}\"><small>channel {}</small></span>", picture.uri(), map.channel);
         }
         out.push_str("</div></figure>\n");
+    }
+    out.push_str("</div>\n");
+}
+
+/// Chosen places of the global grid as pictures.
+pub(super) fn stored(out: &mut String, stored: &[GridPicture]) {
+    out.push_str("<div class=\"stored\">\n");
+    for GridPicture { at: [x, y], label, local, picture } in stored {
+        put!(
+            out,
+            "<figure><button type=\"button\" class=\"zoom\"><img loading=\"lazy\" alt=\"decoded: {}\" ",
+            esc(label)
+        );
+        put!(out, "width=\"{}\" height=\"{}\" src=\"{}\"></button>", picture.width, picture.height, picture.uri());
+        put!(out, "<figcaption>{} <span class=\"at\">({x:.2}, {y:.2})</span>", name(label, 60));
+        put!(out, "<small>local part of {}</small></figcaption></figure>\n", name(local, LABEL));
     }
     out.push_str("</div>\n");
 }

@@ -7,9 +7,10 @@ use image::RgbImage;
 use super::super::pictures::Selection;
 use super::super::train::oracle::Oracle;
 use super::super::ui::Ui;
-use super::{grids, speed};
+use super::{decoded, grids, speed};
 use crate::calibrate::Rule;
 use crate::data::{Dataset, Item, Label, Split, decode_file, load_mask};
+use crate::decoder::Painter;
 use crate::detector::Detector;
 use crate::error::{Error, Result};
 use crate::evaluate::evaluate;
@@ -35,7 +36,11 @@ pub struct Judged {
 pub struct Gather<'a> {
     pub ui: &'a Ui,
     pub detector: &'a Detector,
+    /// Paints features, if the user gave one.
+    pub painter: Option<&'a Painter>,
     pub dataset: &'a Dataset,
+    /// Only with a painter.
+    pub train: &'a Selection<'a>,
     pub test: &'a Selection<'a>,
     /// What computes, in words.
     pub machine: String,
@@ -57,7 +62,10 @@ impl Gather<'_> {
         let judged = self.judge(&items)?;
         let classes = self.dataset.classes.iter().zip(&judged);
         let classes = classes.map(|(name, of)| self.class(name, of, &items, &metrics)).collect::<Result<Vec<_>>>()?;
-        let (local, global) = grids::maps(self.detector, self.dataset, &items, self.test, &judged)?;
+        let (local, mut global) = grids::maps(self.detector, self.dataset, &items, self.test, &judged)?;
+        if let (Some(painter), Some(map)) = (self.painter, &mut global) {
+            map.stored = decoded::stored(self.detector, painter, self.dataset, self.train)?;
+        }
         let paths: Vec<&Path> = items.iter().map(|item| item.path.as_path()).collect();
         let settings = folder.join("config.toml");
         let settings = if settings.is_file() { read(&settings)? } else { String::new() };
@@ -111,8 +119,10 @@ impl Gather<'_> {
         let class = self.dataset.classes.iter().position(|n| n == name);
         let of = |split| self.dataset.of(split).filter(|item| Some(item.class) == class).count();
         let examples = choose(&pictures).into_iter().map(|(group, picture)| {
-            let panels = self.panels(items[judged[picture].item], judged[picture].item, rule.as_ref().map(|r| &r.0))?;
-            Ok(Example { group, picture, panels })
+            let item = judged[picture].item;
+            let panels = self.panels(items[item], item, rule.as_ref().map(|r| &r.0))?;
+            let decoded = self.painter.map(|painter| decoded::of(self.detector, painter, self.test.get(item)));
+            Ok(Example { group, picture, panels, decoded: decoded.transpose()? })
         });
         Ok(Class {
             name: name.into(),

@@ -6,10 +6,13 @@ use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Text of every header below `kernels/`: any of them may change any kernel.
-pub fn headers() -> Result<String, String> {
+/// Where headers lie that all kernels may include, or that are included around them.
+pub const SHARED: [&str; 2] = ["kernels", "kernels/emulator"];
+
+/// Text of every header in these folders: any of them may change any kernel.
+pub fn headers(folders: &[&str]) -> Result<String, String> {
     let mut text = String::new();
-    for folder in ["kernels", "kernels/emulator"] {
+    for folder in folders {
         let entries = std::fs::read_dir(folder).map_err(|e| format!("{folder}: {e}"))?;
         let mut paths: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
         paths.retain(|p| p.extension().is_some_and(|e| e == "cuh" || e == "h"));

@@ -7,7 +7,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use crate::cache::{Job, headers, run_all};
+use crate::cache::{Job, SHARED, headers, run_all};
 use crate::source::{Flavour, Module};
 
 /// Name of the function that runs a kernel on the emulator.
@@ -20,7 +20,7 @@ pub fn compile_all(modules: &[Module], out: &Path) -> Result<(), String> {
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17").opt_level(1).debug(true).include("kernels").warnings(false).cargo_metadata(true);
     let compiler = build.try_get_compiler().map_err(|e| format!("the emulator needs a C++ compiler: {e}"))?;
-    let headers = headers()?;
+    let headers = headers(&SHARED)?;
     let (mut jobs, mut objects) = (vec![], vec![]);
     let mut add = |source: &Path, text: String, flags: &[&str], name: String| {
         let output = out.join(format!("{name}.o"));
@@ -36,7 +36,7 @@ pub fn compile_all(modules: &[Module], out: &Path) -> Result<(), String> {
     }
     let folder = out.ancestors().nth(4).unwrap_or(out).join("kernels");
     std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
-    for module in modules {
+    for module in modules.iter().filter(|m| m.only.is_none()) {
         let text = std::fs::read_to_string(&module.path).map_err(|e| format!("{}: {e}", module.path.display()))?;
         for &flavour in &module.flavours {
             // Beside the cache, so that the command is the same in every profile.

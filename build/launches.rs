@@ -29,7 +29,7 @@ pub fn generate(modules: &[Module], images: &[Image]) -> String {
 }
 
 fn launch(number: usize, module: &Module, kernel: &Kernel) -> String {
-    let (mut signature, mut checks, mut values) = (String::new(), String::new(), vec![]);
+    let (mut signature, mut checks, mut maps, mut values) = (String::new(), String::new(), vec![], vec![]);
     for parameter in &kernel.parameters {
         let name = &parameter.name;
         let kind = match parameter.kind {
@@ -38,24 +38,38 @@ fn launch(number: usize, module: &Module, kernel: &Kernel) -> String {
                 "usize".to_string()
             }
             Kind::Number(number) => number.to_string(),
+            Kind::Map => "&TensorMap".to_string(),
             Kind::Array { element, writable, nullable } => {
                 let array = if writable { format!("&mut SliceMut<{element}>") } else { format!("Slice<{element}>") };
                 if nullable { format!("Option<{array}>") } else { array }
             }
         };
         let _ = write!(signature, ", {name}: {kind}");
-        values.push(format!("{name}.argument()"));
+        if parameter.kind == Kind::Map {
+            maps.push(name.as_str());
+        } else {
+            values.push(format!("{name}.argument()"));
+        }
     }
     let (name, file, block) = (&kernel.name, module.path.display(), kernel.block);
     let flavours = Flavour::ALL.map(|f| module.flavours.contains(&f));
-    let run = |f: Flavour| match module.flavours.contains(&f) {
+    let emulated: Vec<Flavour> = module.flavours.iter().copied().filter(|_| module.only.is_none()).collect();
+    let run = |f: Flavour| match emulated.contains(&f) {
         true => format!("Some({})", symbol(&module.name, f, name)),
         false => "None".to_string(),
     };
     let declare =
         |f: &Flavour| format!("        fn {}(arguments: *mut *mut c_void);\n", symbol(&module.name, *f, name));
-    let declared: String = module.flavours.iter().map(declare).collect();
+    let declared: String = emulated.iter().map(declare).collect();
+    let declared = match declared.is_empty() {
+        true => String::new(),
+        false => format!("    #[cfg(feature = \"emulator\")]\n    unsafe extern \"C\" {{\n{declared}    }}\n"),
+    };
     let emulated = Flavour::ALL.map(run).join(", ");
+    let call = match maps.is_empty() {
+        true => "launch(&KERNEL, over".to_string(),
+        false => format!("launch_mapped(&KERNEL, over, &[{}]", maps.join(", ")),
+    };
     format!(
         r#"/// Launches `{name}` of `{file}`, in blocks of {block} threads.
 ///
@@ -63,10 +77,7 @@ fn launch(number: usize, module: &Module, kernel: &Kernel) -> String {
 /// [`crate::Error::Device`] when the device refuses.
 #[allow(clippy::too_many_arguments)]
 pub fn {name}(on: &Gpu, over: Grid{signature}) -> Result<()> {{
-    #[cfg(feature = "emulator")]
-    unsafe extern "C" {{
-{declared}    }}
-    static KERNEL: Kernel = Kernel {{
+{declared}    static KERNEL: Kernel = Kernel {{
         module: {number},
         name: {name:?},
         block: {block},
@@ -74,7 +85,7 @@ pub fn {name}(on: &Gpu, over: Grid{signature}) -> Result<()> {{
         #[cfg(feature = "emulator")]
         emulated: [{emulated}],
     }};
-{checks}    on.launch(&KERNEL, over, &[{values}])
+{checks}    on.{call}, &[{values}])
 }}
 
 "#,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::cache::{Job, headers, run_all};
+use crate::cache::{Job, SHARED, headers, run_all};
 use crate::source::{Flavour, Module};
 
 /// Real architectures, where the compiler knows them: A100, RTX 30, RTX 40, H100, B200. PTX of the first serves the rest.
@@ -36,8 +36,13 @@ pub fn compile_all(modules: &[Module], out: &Path) -> Result<Vec<Image>, String>
     let floor = architectures.first().ok_or("this nvcc knows no architecture that the kernels can be compiled for")?;
     let all: Vec<String> = architectures.iter().map(|arch| format!("sm_{arch}")).collect();
     tell(&format!("{}, PTX of sm_{floor}", all.join(" ")));
-    let (mut images, mut jobs, headers) = (vec![], vec![], headers()?);
+    let (mut images, mut jobs) = (vec![], vec![]);
+    let (shared, hopper) = (headers(&SHARED)?, headers(&["kernels", "kernels/hopper"])?);
     for module in modules {
+        if module.only.is_some_and(|only| !architectures.contains(&only.number)) {
+            continue;
+        }
+        let headers = if module.only.is_some() { &hopper } else { &shared };
         let text = std::fs::read_to_string(&module.path).map_err(|e| format!("{}: {e}", module.path.display()))?;
         for &flavour in &module.flavours {
             let path = out.join(format!("{}.{}.fatbin", module.name, flavour.name()));
@@ -45,9 +50,16 @@ pub fn compile_all(modules: &[Module], out: &Path) -> Result<Vec<Image>, String>
             command.args(["-fatbin", "-O3", "-std=c++17", "-lineinfo", "-Ikernels", "-D", flavour.define()]);
             // A quarter of the size: line tables repeat themselves.
             command.arg("-Xfatbin=-compress-all");
-            for (i, arch) in architectures.iter().enumerate() {
-                let floor = if i == 0 { format!(",compute_{arch}") } else { String::new() };
-                command.arg(format!("-gencode=arch=compute_{arch},code=[sm_{arch}{floor}]"));
+            match module.only {
+                Some(only) => {
+                    command.arg(format!("-gencode=arch=compute_{0},code=sm_{0}", only.name));
+                }
+                None => {
+                    for (i, arch) in architectures.iter().enumerate() {
+                        let floor = if i == 0 { format!(",compute_{arch}") } else { String::new() };
+                        command.arg(format!("-gencode=arch=compute_{arch},code=[sm_{arch}{floor}]"));
+                    }
+                }
             }
             command.arg(&module.path);
             jobs.push(Job {

@@ -3,7 +3,7 @@
 //! ```text
 //! extern "C" __global__ __launch_bounds__(BLOCK) void NAME(TYPE [__restrict__] PARAMETER, ...)
 //! ```
-//! A pointer whose name ends in `_or_null` may be absent.
+//! A pointer whose name ends in `_or_null` may be absent. Tensor maps, `const __grid_constant__ TensorMap`, come first.
 
 use std::path::{Path, PathBuf};
 
@@ -34,7 +34,21 @@ pub struct Module {
     pub path: PathBuf,
     pub flavours: Vec<Flavour>,
     pub kernels: Vec<Kernel>,
+    /// The one architecture that its instructions exist on; none: all, and the emulator.
+    pub only: Option<Architecture>,
 }
+
+/// A real architecture with the instructions that no later one has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Architecture {
+    /// Compute capability, as `GRAD_CUDA_ARCH` names it.
+    pub number: u32,
+    /// As nvcc calls it.
+    pub name: &'static str,
+}
+
+/// What `kernels/hopper` is compiled for.
+const HOPPER: Architecture = Architecture { number: 90, name: "90a" };
 
 pub struct Kernel {
     pub name: String,
@@ -55,6 +69,8 @@ pub enum Kind {
     Array { element: &'static str, writable: bool, nullable: bool },
     /// A size: `usize` in Rust, checked to fit.
     Size,
+    /// How the copy engine walks an array.
+    Map,
     /// A number of this Rust type.
     Number(&'static str),
 }
@@ -66,6 +82,12 @@ pub fn modules(folder: &Path) -> Result<Vec<Module>, String> {
     paths.retain(|p| p.extension().is_some_and(|e| e == "cu"));
     paths.sort();
     paths.iter().map(|p| module(p)).collect()
+}
+
+/// The files of `kernels/hopper`: second implementations of kernels, in bf16, for one architecture.
+pub fn hopper(folder: &Path) -> Result<Vec<Module>, String> {
+    let found = modules(folder)?.into_iter();
+    Ok(found.map(|m| Module { flavours: vec![Flavour::Bf16], only: Some(HOPPER), ..m }).collect())
 }
 
 pub fn module(path: &Path) -> Result<Module, String> {
@@ -80,7 +102,7 @@ pub fn module(path: &Path) -> Result<Module, String> {
     });
     let name = path.file_stem().and_then(|s| s.to_str()).ok_or("a kernel file needs a name")?;
     let kernels = kernels(&code).map_err(|fault| format!("{}: {fault}", path.display()))?;
-    Ok(Module { name: name.into(), path: path.into(), flavours: flavours.collect(), kernels })
+    Ok(Module { name: name.into(), path: path.into(), flavours: flavours.collect(), kernels, only: None })
 }
 
 fn without_comments(text: &str) -> String {
@@ -101,7 +123,11 @@ fn kernel(text: &str) -> Result<Kernel, String> {
     let (list, _) = rest.split_once(')').ok_or(shape)?;
     let name = name.trim().to_string();
     let parameters: Result<Vec<Parameter>, String> = list.split(',').map(parameter).collect();
-    Ok(Kernel { parameters: parameters.map_err(|fault| format!("{name}: {fault}"))?, name, block })
+    let parameters = parameters.map_err(|fault| format!("{name}: {fault}"))?;
+    if !parameters.is_sorted_by_key(|p| p.kind != Kind::Map) {
+        return Err(format!("{name}: tensor maps must be the first parameters"));
+    }
+    Ok(Kernel { parameters, name, block })
 }
 
 fn parameter(text: &str) -> Result<Parameter, String> {
@@ -113,6 +139,7 @@ fn parameter(text: &str) -> Result<Parameter, String> {
         ["int32_t"] => Kind::Number("i32"),
         ["float"] => Kind::Number("f32"),
         ["double"] => Kind::Number("f64"),
+        ["const", "__grid_constant__", "TensorMap"] => Kind::Map,
         ["const", element, "*"] => array(element, false, &name)?,
         [element, "*"] => array(element, true, &name)?,
         _ => return Err(format!("`{}` is no parameter that a launch can pass", words.join(" "))),

@@ -19,7 +19,8 @@ template <uint32_t KIND> __device__ __forceinline__ float act_value(float z) {
     if constexpr (KIND == RELU) return relu(z);
     if constexpr (KIND == RELU6) return relu6(z);
     if constexpr (KIND == HARD_SIGMOID) return hard_sigmoid(z);
-    if constexpr (KIND == HARD_SWISH) return z * hard_sigmoid(z);
+    // Two instructions: a NaN that the saturation swallows comes back by the product.
+    if constexpr (KIND == HARD_SWISH) return z * __saturatef(fmaf(z, 1.0f / 6.0f, 0.5f));
     if constexpr (KIND == SIGMOID) return sigmoid(z);
     if constexpr (KIND == SWISH) return z * sigmoid(z);
     if constexpr (KIND == TANH) return tanhf(z);

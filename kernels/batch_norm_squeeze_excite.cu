@@ -21,16 +21,15 @@ extern "C" __global__ __launch_bounds__(256) void squeeze_excite_pool(
     const double* __restrict__ partial, const float* __restrict__ gamma, const float* __restrict__ beta,
     const float* __restrict__ mean, const float* __restrict__ var, float* __restrict__ deviation,
     float* __restrict__ pooled, double eps, uint32_t images, uint32_t groups, uint32_t slabs, uint32_t positions,
-    uint32_t channels) {
+    uint32_t unit, uint32_t run, uint32_t channels) {
     const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= images * channels) return;
     const uint32_t image = i / channels, channel = i % channels;
     const uint32_t s = part_of(image, groups, images) * channels + channel;
     const double* p = partial + static_cast<size_t>(image) * slabs * 2 * channels + channel;
+    const Pieces pieces = {slabs, positions, unit, run};
     double sum = 0.0;
-    for (uint32_t slab = 0; slab < slabs; ++slab, p += 2 * channels) {
-        sum += p[0] * (part_start(slab + 1, slabs, positions) - part_start(slab, slabs, positions));
-    }
+    for (uint32_t slab = 0; slab < pieces.count(image); ++slab, p += 2 * channels) sum += p[0] * pieces.size(image, slab);
     const float d = static_cast<float>(sum / positions - mean[s]);
     deviation[i] = d;
     pooled[i] = pooled_mean(gamma, beta, var[s], eps, d, channel);
@@ -127,13 +126,14 @@ extern "C" __global__ __launch_bounds__(256) void squeeze_excite_outer(const flo
 extern "C" __global__ __launch_bounds__(256) void squeeze_excite_gradient_logit(
     const double* __restrict__ partial, const float* __restrict__ gamma, const float* __restrict__ beta,
     const float* __restrict__ var, const float* __restrict__ logit, float* __restrict__ dlogit, double eps,
-    uint32_t images, uint32_t groups, uint32_t slabs, uint32_t channels) {
+    uint32_t images, uint32_t groups, uint32_t slabs, uint32_t positions, uint32_t run, uint32_t channels) {
     const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= images * channels) return;
     const uint32_t image = i / channels, channel = i % channels;
     const double* p = partial + static_cast<size_t>(image) * slabs * 2 * channels + channel;
+    const Pieces pieces = {slabs, positions, 1, run};
     double du = 0.0, centred = 0.0;
-    for (uint32_t slab = 0; slab < slabs; ++slab, p += 2 * channels) {
+    for (uint32_t slab = 0; slab < pieces.count(image); ++slab, p += 2 * channels) {
         du += p[0];
         centred += p[channels];
     }

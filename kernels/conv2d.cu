@@ -18,19 +18,21 @@ __device__ __forceinline__ void forward(const View& x, const Matrix& w, const Bi
                 shared, place, x.rows, put.n, put);
 }
 
-// y [m, n] = act(patches of x times w [taps * channels, pitch] + bias), or dy act'(..); m counts the pixels of all images.
+// y [m, n] = act(patches of x times w [taps * channels, pitch] + bias + residual), or dy act'(..); m counts the pixels of all
+// images.
 // Sizes as in conv_patches.cuh; `apart` may be more than 1 with ONE_BY_ONE only. One block a tile.
 // SASS: HMMA, LDGSTS
 extern "C" __global__ __launch_bounds__(128) void conv2d_forward(
     const real* __restrict__ x, const real* __restrict__ w, const float* __restrict__ bias_or_null,
-    const real* __restrict__ dy_or_null, real* __restrict__ y, uint32_t m, uint32_t n, uint32_t pitch, uint32_t height,
-    uint32_t width, uint32_t channels, uint32_t out_height, uint32_t out_width, uint32_t taps, uint32_t taps_across,
-    uint32_t stride, uint32_t apart, int32_t direction, int32_t top, int32_t left, uint32_t act, uint32_t tiling) {
+    const real* __restrict__ residual_or_null, const real* __restrict__ dy_or_null, real* __restrict__ y, uint32_t m,
+    uint32_t n, uint32_t pitch, uint32_t height, uint32_t width, uint32_t channels, uint32_t out_height,
+    uint32_t out_width, uint32_t taps, uint32_t taps_across, uint32_t stride, uint32_t apart, int32_t direction,
+    int32_t top, int32_t left, uint32_t act, uint32_t tiling) {
     DYNAMIC_SHARED(unsigned char, shared);
     const Geometry geometry{height, width,  channels, out_height, out_width, taps,
                             taps_across, stride, apart,    direction,  top,       left};
     const Matrix w_view{w, taps * channels, pitch, pitch};
-    const BiasActivation put{bias_or_null, dy_or_null, y, n, act};
+    const BiasActivation put{bias_or_null, dy_or_null, y, n, act, residual_or_null};
     if (tiling == LARGE) forward<LargeTile, true>(Patches<false>(x, m, geometry), w_view, put, shared);
     else if (tiling == SMALL) forward<SmallTile, true>(Patches<false>(x, m, geometry), w_view, put, shared);
     else forward<SmallTile, false>(Patches<true>(x, m, geometry), w_view, put, shared);

@@ -11,17 +11,8 @@
 #pragma once
 
 #include "common.cuh"
+#include "divisor.cuh"
 #include "gemm.cuh"
-
-// x / d for any x below 2^31 by one multiplication. Source: Granlund and Montgomery, "Division by invariant integers using
-// multiplication" (1994), figure 4.1.
-struct Divisor {
-    uint32_t d, multiplier, shift;
-    __device__ explicit Divisor(uint32_t divisor) : d(divisor), shift(d > 1 ? 32 - __clz(d - 1) : 0) {
-        multiplier = static_cast<uint32_t>((((uint64_t{1} << shift) - d) << 32) / d + 1);
-    }
-    __device__ __forceinline__ uint32_t quotient(uint32_t x) const { return (__umulhi(multiplier, x) + x) >> shift; }
-};
 
 struct Geometry {
     uint32_t height, width, channels; // of the side that is read
@@ -33,6 +24,7 @@ struct Geometry {
 
 // SPREAD: apart may be more than 1.
 template <bool SPREAD> struct Patches {
+    static constexpr bool CHANGES = false;
     const real* data;
     uint32_t rows, columns; // positions and taps * channels
     Geometry g;

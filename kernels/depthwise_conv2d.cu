@@ -83,7 +83,8 @@ extern "C" __global__ __launch_bounds__(256) void depthwise_conv2d_forward_5x5(
 }
 
 // SASS: LDG.128, STG.128 (f32), STG.64 (bf16)
-extern "C" __global__ __launch_bounds__(256) void depthwise_conv2d_forward_any(
+// Two blocks are promised, because ptxas saves registers for a third by spilling.
+extern "C" __global__ __launch_bounds__(256, 2) void depthwise_conv2d_forward_any(
     const real* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias_or_null,
     const real* __restrict__ dy_or_null, real* __restrict__ y, uint32_t n, uint32_t height, uint32_t width,
     uint32_t channels, uint32_t kernel_height, uint32_t kernel_width, uint32_t stride, uint32_t top, uint32_t left,

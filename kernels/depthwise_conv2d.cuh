@@ -65,8 +65,8 @@ template <uint32_t V> __device__ __forceinline__ void multiply_add(Floats<V>& su
 }
 
 // sum[s] += the K x K kernel at position s of the strip. The weights of one tap and the next lie `step` values apart.
-template <uint32_t K, uint32_t STRIDE, uint32_t V>
-__device__ __forceinline__ void convolve(Floats<V> (&sum)[STRIP], Window x, const float* weight, int32_t step) {
+template <uint32_t K, uint32_t STRIDE, uint32_t V, class View>
+__device__ __forceinline__ void convolve(Floats<V> (&sum)[STRIP], const View& x, const float* weight, int32_t step) {
 #pragma unroll
     for (uint32_t i = 0; i < K; i++) {
         if (x.row + i >= x.height) continue;
@@ -141,8 +141,8 @@ __device__ __forceinline__ void correlate(Floats<V> (&sum)[TAPS], Window x, cons
 
 // Adds the sums of all threads of a block of 128 that have the same channels; the totals of channel `group` + k and of
 // tap t go to out[t channels + k]. Called by all threads.
-template <uint32_t TAPS, uint32_t V>
-__device__ __forceinline__ void write_block_sums(const Floats<V> (&sum)[TAPS], float* out, uint32_t group,
+template <uint32_t TAPS, uint32_t V, typename Sum>
+__device__ __forceinline__ void write_block_sums(const Floats<V> (&sum)[TAPS], Sum* out, uint32_t group,
                                                  uint32_t channels) {
     constexpr uint32_t LANES = GROUP / V, WARPS = 128 / WARP;
     SHARED(float, warps, [WARPS][TAPS][GROUP]);

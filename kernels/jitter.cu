@@ -9,14 +9,15 @@
 #include "common.cuh"
 #include "philox.cuh"
 
-// A thread for every value. The seed and the number of the stream come as two words each.
-extern "C" __global__ __launch_bounds__(256) void jitter(real* __restrict__ noise, uint32_t images, uint32_t groups,
-                                                         uint32_t values, uint32_t seed_low, uint32_t seed_high,
-                                                         uint32_t stream_low, uint32_t stream_high, double probability,
-                                                         float deviation) {
+// A thread for every value. The seed and the numbers of the streams, streams [steps, 2], come as two words each; at [1] is
+// the step that comes next.
+extern "C" __global__ __launch_bounds__(256) void jitter(real* __restrict__ noise, const uint32_t* __restrict__ at,
+                                                         const uint32_t* __restrict__ streams, uint32_t images,
+                                                         uint32_t groups, uint32_t values, uint32_t seed_low,
+                                                         uint32_t seed_high, double probability, float deviation) {
     const uint64_t i = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= static_cast<uint64_t>(images) * values) return;
-    const Philox rng = {seed_low, seed_high, stream_low, stream_high};
+    const Philox rng = {seed_low, seed_high, streams[2 * at[0]], streams[2 * at[0] + 1]};
     // Normal values drawn before group g, and coins flipped when the last of their pairs was drawn.
     uint64_t drawn = 0, coins = 0;
     for (uint64_t g = 0;; g++) {

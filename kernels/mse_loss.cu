@@ -1,6 +1,6 @@
-// Mean squared error over everything: loss = mean (a - b)^2, da = 2 (a - b) dloss / n.
+// Mean squared error over everything: loss = mean (a - b)^2 [+ other], da = 2 (a - b) dloss / n.
 //
-//   a, b, da [n], loss and dloss [1]
+//   a, b, da [n]; loss, other and dloss [1]
 //
 // The sum runs over parts of fixed size, then over the parts in a fixed order, so it is the same on every device: f32
 // within four values, f64 from there on.
@@ -45,13 +45,14 @@ extern "C" __global__ __launch_bounds__(256) void mse_loss_forward(const real* _
 
 // The mean from the sums of the parts: one block.
 extern "C" __global__ __launch_bounds__(256) void mse_loss_forward_sum(const double* __restrict__ sums,
+                                                                       const float* __restrict__ other_or_null,
                                                                        float* __restrict__ loss, uint32_t parts,
                                                                        uint32_t n) {
     SHARED(double, shared, [WARPS]);
     double sum = 0.0;
     for (uint32_t part = threadIdx.x; part < parts; part += blockDim.x) sum += sums[part];
     sum = block_sum(sum, shared);
-    if (threadIdx.x == 0) *loss = static_cast<float>(sum / n);
+    if (threadIdx.x == 0) *loss = static_cast<float>(sum / n + (other_or_null == nullptr ? 0.0 : *other_or_null));
 }
 
 template <bool VECTOR>

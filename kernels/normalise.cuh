@@ -6,19 +6,10 @@
 #pragma once
 
 #include "activation.cuh"
+#include "parts.cuh"
 
 constexpr uint32_t ROWS = 8;                 // warps of a block
 constexpr uint32_t WIDEST_TILE = 4 * WARP;   // channels
-
-// Where part i of `parts` nearly equal parts of `whole` begins: positions of a slab, images of a ghost group.
-__device__ __forceinline__ uint32_t part_start(uint32_t i, uint32_t parts, uint32_t whole) {
-    return static_cast<uint32_t>(static_cast<uint64_t>(i) * whole / parts);
-}
-
-// The part that holds element i: the largest g with g whole / parts <= i, rounded down.
-__device__ __forceinline__ uint32_t part_of(uint32_t i, uint32_t parts, uint32_t whole) {
-    return static_cast<uint32_t>((static_cast<uint64_t>(i + 1) * parts - 1) / whole);
-}
 
 // WIDTH neighbouring values as they are stored: in bf16 they take half the registers until they are used.
 template <uint32_t WIDTH> struct Lane {

@@ -50,15 +50,15 @@ __device__ __forceinline__ void forward(const Matrix& x, const Matrix& w, const 
                 shared, place, x.rows, put.n, put);
 }
 
-// y [m, n] = act(x [m, k] w + bias), or dy act'(..); w [k, pitch] as laid out above. One block a tile.
+// y [m, n] = act(x [m, k] w + bias + residual), or dy act'(..); w [k, pitch] as laid out above. One block a tile.
 // SASS: HMMA, LDGSTS
 extern "C" __global__ __launch_bounds__(128) void pointwise_conv_forward(
     const real* __restrict__ x, const real* __restrict__ w, const float* __restrict__ bias_or_null,
-    const real* __restrict__ dy_or_null, real* __restrict__ y, uint32_t m, uint32_t n, uint32_t k, uint32_t pitch,
-    uint32_t act, uint32_t tiling) {
+    const real* __restrict__ residual_or_null, const real* __restrict__ dy_or_null, real* __restrict__ y, uint32_t m,
+    uint32_t n, uint32_t k, uint32_t pitch, uint32_t act, uint32_t tiling) {
     DYNAMIC_SHARED(unsigned char, shared);
     const Matrix x_view{x, m, k, k}, w_view{w, k, pitch, pitch};
-    const BiasActivation put{bias_or_null, dy_or_null, y, n, act};
+    const BiasActivation put{bias_or_null, dy_or_null, y, n, act, residual_or_null};
     if (tiling == LARGE) forward<LargeTile, true>(x_view, w_view, put, shared);
     else if (tiling == SMALL) forward<SmallTile, true>(x_view, w_view, put, shared);
     else forward<SmallTile, false>(x_view, w_view, put, shared);

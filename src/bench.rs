@@ -1,4 +1,8 @@
-//! The training step as benchmarks and the PyTorch comparison time it.
+//! The training step, and inference, as benchmarks and the PyTorch comparison time them.
+
+mod inference;
+
+pub use inference::InferenceBench;
 
 use crate::buffer::Buffer;
 use crate::device::Device;

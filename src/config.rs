@@ -5,6 +5,7 @@
 //! `GRAD_DATA` is read here: it is a list of paths as `PATH` is one.
 //! A key that is none of them is an error that names the file, the line and the nearest key.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -15,7 +16,7 @@ use crate::backbone::Network;
 use crate::data::demo::DemoCounts;
 use crate::device::cuda::Precision;
 use crate::error::{Error, Result};
-use crate::model::{HeadConfig, ModelKind};
+use crate::model::{HeadConfig, MAX_ENTRIES, MemoryKind, ModelKind};
 use crate::train::TrainConfig;
 
 mod file;
@@ -156,7 +157,7 @@ pub struct RecipeArgs {
     /// Learning rate of the network [default: 0.001]
     #[arg(long, env = "GRAD_RATE", value_name = "X")]
     pub rate: Option<f64>,
-    /// Learning rate of the grids [default: 0.1]
+    /// Learning rate of the grids or memories [default: 0.1]
     #[arg(long, env = "GRAD_GRID_RATE", value_name = "X")]
     pub grid_rate: Option<f64>,
     /// Rate factors [default: 0:1,41:0.1,81:0.01; demo set 0:1,5:0.1]
@@ -187,10 +188,22 @@ pub struct RecipeArgs {
     /// Its folder [default: runs/MODEL-1, -2, …]
     #[arg(long, env = "GRAD_OUT", value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Jitter of the local coordinates [default: on]
+    /// What the branches read: grid, vq or attention [default: grid]
+    #[arg(long, env = "GRAD_MEMORY", value_name = "NAME", value_parser = memory_parser(), hide_possible_values = true, help_heading = "Model parts")]
+    pub memory: Option<MemoryKind>,
+    /// Entries of a local vq or attention memory [default: the cells of the grid]
+    #[arg(long, env = "GRAD_LOCAL_ENTRIES", value_name = "N", help_heading = "Model parts")]
+    pub local_entries: Option<usize>,
+    /// Entries of a global one [default: the cells of the grid]
+    #[arg(long, env = "GRAD_GLOBAL_ENTRIES", value_name = "N", help_heading = "Model parts")]
+    pub global_entries: Option<usize>,
+    /// Jitter of the local coordinates [default: on; off without coordinates]
     #[arg(long, env = "GRAD_JITTER", value_name = "on|off", value_parser = value::switch, help_heading = "Model parts")]
     #[serde(deserialize_with = "switch")]
     pub jitter: Option<bool>,
+    /// Its standard deviation; the grid is 2 wide [default: 0.05]
+    #[arg(long, env = "GRAD_JITTER_STD", value_name = "X", help_heading = "Model parts")]
+    pub jitter_std: Option<f64>,
     /// Local branch [default: on]
     #[arg(long, env = "GRAD_LOCAL", value_name = "on|off", value_parser = value::switch, help_heading = "Model parts")]
     #[serde(deserialize_with = "switch")]
@@ -215,6 +228,9 @@ pub struct RecipeArgs {
     /// Fusion blocks [default: 11; grad 7]
     #[arg(long, env = "GRAD_BLOCKS", value_name = "N", help_heading = "Model parts")]
     pub blocks: Option<usize>,
+    /// Channels inside a bottleneck, times the features' [default: 1; crad 4]
+    #[arg(long, env = "GRAD_EXPANSION", value_name = "X", help_heading = "Model parts")]
+    pub expansion: Option<f64>,
 }
 
 fn model_parser() -> impl TypedValueParser<Value = ModelKind> {
@@ -222,6 +238,14 @@ fn model_parser() -> impl TypedValueParser<Value = ModelKind> {
     PossibleValuesParser::new(names).map(|name| {
         let kind = ModelKind::ALL.into_iter().find(|kind| kind.name() == name);
         kind.expect("only the names of kinds are possible")
+    })
+}
+
+fn memory_parser() -> impl TypedValueParser<Value = MemoryKind> {
+    let names = MemoryKind::ALL.map(MemoryKind::name);
+    PossibleValuesParser::new(names).map(|name| {
+        let kind = MemoryKind::ALL.into_iter().find(|kind| kind.name() == name);
+        kind.expect("only the names of memories are possible")
     })
 }
 
@@ -298,8 +322,18 @@ pub struct Config {
     pub hold_out: f64,
     /// Epochs from one measurement on the test pictures to the next; 0 for the one at the end alone.
     pub eval_every: usize,
+    /// What the branches read.
+    pub memory: MemoryKind,
+    /// Entries of the local memory; `None` for a grid.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local_entries: Option<usize>,
+    /// Entries of the global memory; `None` for a grid.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub global_entries: Option<usize>,
     /// Whether local coordinates are jittered.
     pub jitter: bool,
+    /// Standard deviation of the jitter, in coordinates.
+    pub jitter_std: f64,
     /// Whether the local branch exists.
     pub local: bool,
     /// Whether the global branch exists.
@@ -314,6 +348,8 @@ pub struct Config {
     pub global_resolution: usize,
     /// Fusion blocks.
     pub blocks: usize,
+    /// Channels inside a bottleneck, times those of the features; not used by `grad`.
+    pub expansion: f64,
     /// Threads; `None` for one per core. No result depends on it.
     pub threads: Option<usize>,
     /// What computes.
@@ -333,6 +369,14 @@ impl Config {
     /// # Errors
     /// [`Error::Config`] naming the setting that cannot be used; [`Error::Io`] when the file cannot be read.
     pub fn settle(flags: Settings) -> Result<Config> {
+        Self::settle_for(flags, TrainConfig::demo)
+    }
+
+    /// As [`Self::settle`], with `demo` for what is left open about training on the demo set.
+    ///
+    /// # Errors
+    /// As [`Self::settle`].
+    pub fn settle_for(flags: Settings, demo: fn(ModelKind) -> TrainConfig) -> Result<Config> {
         let file = flags.machine.config.as_deref().map(file::read).transpose()?.unwrap_or_default();
         macro_rules! pick {
             ($group:ident.$key:ident) => {
@@ -343,9 +387,16 @@ impl Config {
         let kind = model.unwrap_or(ModelKind::CradS);
         let backbone = pick!(extractor.backbone).unwrap_or(BackboneKind::Lite0);
         let data = flags.source.data.or_else(value::data_of_environment).or(file.source.data).unwrap_or_default();
-        let train = if data.is_empty() { TrainConfig::demo(kind) } else { TrainConfig::published(kind) };
+        let train = if data.is_empty() { demo(kind) } else { TrainConfig::published(kind) };
         // Only its numbers count here: the shape of the features and the gate's constant are found later.
         let head = HeadConfig::published(kind, [1, 1, 1], B4_MSE_COEF);
+        let memory = pick!(recipe.memory).unwrap_or(head.memory);
+        let local_resolution = pick!(recipe.local_resolution).unwrap_or(head.local_resolution);
+        let global_resolution = pick!(recipe.global_resolution).unwrap_or(head.global_resolution);
+        let entries = |asked: Option<usize>, side: usize| match memory {
+            MemoryKind::Grid => asked,
+            _ => asked.or(Some(side.saturating_mul(side))),
+        };
         let config = Config {
             model: kind,
             model_is_default: model.is_none(),
@@ -367,7 +418,11 @@ impl Config {
             separate: pick!(recipe.separate).unwrap_or(false),
             hold_out: pick!(recipe.hold_out).unwrap_or(HOLD_OUT),
             eval_every: pick!(recipe.eval_every).unwrap_or(0),
-            jitter: pick!(recipe.jitter).unwrap_or(train.jitter),
+            memory,
+            local_entries: entries(pick!(recipe.local_entries), local_resolution),
+            global_entries: entries(pick!(recipe.global_entries), global_resolution),
+            jitter: pick!(recipe.jitter).unwrap_or(train.jitter && memory.has_coordinates()),
+            jitter_std: pick!(recipe.jitter_std).unwrap_or(train.jitter_std),
             local: pick!(recipe.local).unwrap_or(head.local),
             global: pick!(recipe.global).unwrap_or(head.global),
             refine: pick!(recipe.refine).unwrap_or(head.refine),
@@ -375,9 +430,11 @@ impl Config {
                 BackboneKind::B4 => MseCoef::Value(B4_MSE_COEF),
                 _ => MseCoef::Auto,
             }),
-            local_resolution: pick!(recipe.local_resolution).unwrap_or(head.local_resolution),
-            global_resolution: pick!(recipe.global_resolution).unwrap_or(head.global_resolution),
+            local_resolution,
+            global_resolution,
             blocks: pick!(recipe.blocks).unwrap_or(head.blocks),
+            // Of features of one channel: a factor.
+            expansion: pick!(recipe.expansion).unwrap_or(head.expansion as f64),
             threads: pick!(machine.threads),
             device: pick!(machine.device).unwrap_or(DeviceChoice::Auto),
             precision: pick!(machine.precision),
@@ -388,13 +445,19 @@ impl Config {
         Ok(config)
     }
 
-    fn check(&self) -> Result<()> {
+    /// Checks that it can be trained.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the setting that cannot be used.
+    pub fn check(&self) -> Result<()> {
         let whole = [
             ("image_size", self.image_size, 64, 2048),
             ("threads", self.threads.unwrap_or(1), 1, 1024),
             ("local_resolution", self.local_resolution, 1, 1024),
             ("global_resolution", self.global_resolution, 1, 64),
             ("blocks", self.blocks, 0, 100),
+            ("local_entries", self.local_entries.unwrap_or(1), 1, MAX_ENTRIES),
+            ("global_entries", self.global_entries.unwrap_or(1), 1, MAX_ENTRIES),
         ];
         for (key, value, low, high) in whole {
             if !(low..=high).contains(&value) {
@@ -410,6 +473,10 @@ impl Config {
         }
         if let Some(seed) = self.seeds.iter().enumerate().find(|(i, s)| self.seeds[..*i].contains(s)).map(|(_, s)| s) {
             return Err(Error::config(format!("seeds names {seed} twice"), "name each seed once"));
+        }
+        if self.model != ModelKind::Grad && !(1e-3..=64.0).contains(&self.expansion) {
+            let what = format!("expansion is {}", self.expansion);
+            return Err(Error::config(what, "use a number from 0.001 to 64"));
         }
         if !(0.0..1.0).contains(&self.hold_out) {
             let help = "use a number from 0, for none, to below 1, for example 0.1";
@@ -431,6 +498,19 @@ impl Config {
                 "leave at least one of them on",
             ));
         }
+        let entries = [("local_entries", self.local_entries), ("global_entries", self.global_entries)];
+        if let (MemoryKind::Grid, Some((key, _))) = (self.memory, entries.iter().find(|(_, n)| n.is_some())) {
+            return Err(Error::config(
+                format!("{key} is set, but a grid has cells"),
+                "set local_resolution and global_resolution, or memory to vq or attention",
+            ));
+        }
+        if self.jitter && !self.memory.has_coordinates() {
+            return Err(Error::config(
+                format!("jitter is on, but a {} memory has no coordinates to jitter", self.memory.name()),
+                "leave jitter out, or use memory grid",
+            ));
+        }
         self.train().check()
     }
 
@@ -446,6 +526,7 @@ impl Config {
             decay: self.decay,
             clip: self.clip,
             jitter: self.jitter,
+            jitter_std: self.jitter_std,
             seed: self.seed,
             precision: self.precision.unwrap_or_default(),
             ..TrainConfig::published(self.model)
@@ -454,10 +535,18 @@ impl Config {
 
     /// The head for features `[height, width, channels]` with the gate constant `mse_coef`.
     pub fn head(&self, features: [usize; 3], mse_coef: f64) -> HeadConfig {
+        let expansion = match self.model {
+            ModelKind::Grad => 0,
+            _ => ((self.expansion * features[2] as f64).round() as usize).max(1),
+        };
         HeadConfig {
             blocks: self.blocks,
+            expansion,
             local_resolution: self.local_resolution,
             global_resolution: self.global_resolution,
+            memory: self.memory,
+            local_entries: self.local_entries.unwrap_or(0),
+            global_entries: self.global_entries.unwrap_or(0),
             local: self.local,
             global: self.global,
             refine: self.refine,
@@ -473,9 +562,33 @@ impl Config {
 
     /// The keys whose values differ between two configurations.
     pub fn differences(&self, other: &Config) -> Vec<String> {
-        let table = |config: &Config| toml::Table::try_from(config).expect("settings are plain data");
-        let (a, b) = (table(self), table(other));
-        let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
-        keys.into_iter().filter(|key| a.get(*key) != b.get(*key)).cloned().collect()
+        differences(&self.table(), &other.table())
     }
+
+    /// The keys whose values differ from those in the text of a `config.toml`, which this program wrote.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when it is no TOML.
+    pub fn differences_from(&self, text: &str) -> Result<Vec<String>> {
+        let other = text.parse().map_err(|e: toml::de::Error| {
+            Error::config(format!("the stored settings are damaged: {}", e.message()), "choose another folder")
+        })?;
+        Ok(differences(&self.table(), &other))
+    }
+
+    /// What another configuration has different, by key; empty where it has nothing.
+    pub fn changes(&self, other: &Config) -> BTreeMap<String, String> {
+        let table = other.table();
+        let text = |key: &String| table.get(key).map_or(String::new(), |value| value.to_string());
+        self.differences(other).into_iter().map(|key| (key.clone(), text(&key))).collect()
+    }
+
+    fn table(&self) -> toml::Table {
+        toml::Table::try_from(self).expect("settings are plain data")
+    }
+}
+
+fn differences(a: &toml::Table, b: &toml::Table) -> Vec<String> {
+    let keys: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+    keys.into_iter().filter(|key| a.get(*key) != b.get(*key)).cloned().collect()
 }

@@ -3,12 +3,12 @@
 //! ```text
 //! picture -> prepare -> backbone -> x [H, W, C] -> head -> raw map [H, W] -> protocol -> map [S, S], score
 //! ```
-//! On the CPU every picture goes through the network on its own, as many at a time as there are threads; on a device a
-//! [`batch`] goes together, and the threads turn its maps into scores. Either way a score depends neither on the pictures
-//! beside it nor on the number of threads.
+//! On the CPU every picture goes through the network on its own, as many at a time as there are threads; on a device all of
+//! it happens there ([`crate::inference`]). Either way a score depends neither on the pictures beside it nor on the number of
+//! threads.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rayon::prelude::*;
 
@@ -16,11 +16,11 @@ use crate::backbone::Backbone;
 use crate::calibrate::{GoodScore, Rule};
 use crate::checkpoint::{ModelInfo, load_model};
 use crate::config::BackboneKind;
-use crate::data::{Picture, preprocess};
+use crate::data::{Picture, preprocess, resized};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::features::batch;
 use crate::heatmap::Scale;
+use crate::inference::{Inference, Input};
 use crate::model::{Head, HeadConfig};
 use crate::nn::{Context, Params};
 use crate::score::Scored;
@@ -49,9 +49,16 @@ pub struct Detector {
     pub params: Params,
     /// Makes the features.
     pub backbone: Arc<Backbone>,
+    /// Made when pictures or features are first scored on a device, of the parameters as they are then.
+    inference: OnceLock<Inference>,
 }
 
 impl Detector {
+    /// A detector of these parts, which must fit each other.
+    pub fn new(info: ModelInfo, head: Head, params: Params, backbone: Arc<Backbone>) -> Self {
+        Detector { info, head, params, backbone, inference: OnceLock::new() }
+    }
+
     /// Reads a model, `model.safetensors` or the folder of its run, and the backbone it needs: the built-in one, or the
     /// file `weights`.
     ///
@@ -79,7 +86,7 @@ impl Detector {
             let what = format!("its head, {height}x{width}x{channels}, does not fit its backbone and picture size");
             return Err(Error::model(model, what, "the file is damaged: copy it again, or train again"));
         }
-        Ok(Detector { info, head, params, backbone })
+        Ok(Detector::new(info, head, params, backbone))
     }
 
     /// Which network makes its features.
@@ -92,7 +99,8 @@ impl Detector {
     /// # Errors
     /// What a device refuses.
     pub fn to(self, device: &Device) -> Result<Self> {
-        Ok(Detector { params: self.params.to(device)?, backbone: Arc::new(self.backbone.to(device)?), ..self })
+        let (params, backbone) = (self.params.to(device)?, Arc::new(self.backbone.to(device)?));
+        Ok(Detector::new(self.info, self.head, params, backbone))
     }
 
     /// Scores features, each `[height, width, channels]`, in order.
@@ -100,7 +108,37 @@ impl Detector {
     /// # Errors
     /// [`Error::Shape`] when they are not of this size, and what a device refuses.
     pub fn score_features(&self, features: &[&[f32]]) -> Result<Vec<Scored>> {
-        self.in_batches(features, |batch| self.score(&self.placed(batch)?))
+        match self.on_device()? {
+            Some(inference) => inference.maps(Input::Features(self.checked(features)?), &self.info.protocol),
+            None => features.par_iter().map(|x| self.score(&self.placed(&[x])?)).collect(),
+        }
+    }
+
+    /// The networks on the device, if that is where they are.
+    ///
+    /// # Errors
+    /// What a device refuses.
+    pub fn on_device(&self) -> Result<Option<&Inference>> {
+        if self.params.storage().gpu().is_none() {
+            return Ok(None);
+        }
+        if let Some(inference) = self.inference.get() {
+            return Ok(Some(inference));
+        }
+        let made = Inference::new(self.backbone.clone(), self.head.config(), &self.params, self.info.image_size)?;
+        Ok(Some(self.inference.get_or_init(|| made)))
+    }
+
+    /// Refuses features of another size.
+    fn checked<'f>(&self, features: &'f [&'f [f32]]) -> Result<&'f [&'f [f32]]> {
+        let HeadConfig { height, width, channels, .. } = *self.head.config();
+        match features.iter().find(|x| x.len() != height * width * channels) {
+            None => Ok(features),
+            Some(x) => {
+                let what = format!("{} values are not {height}x{width}x{channels}", x.len());
+                Err(Error::Shape { op: "score_features", what })
+            }
+        }
     }
 
     /// The map of features `[H, W, C]` before it is enlarged and smoothed, `[H, W]`.
@@ -115,11 +153,7 @@ impl Detector {
     /// Features, each `[H, W, C]`, as `[N, H, W, C]` where the model lies.
     pub(crate) fn placed(&self, features: &[&[f32]]) -> Result<Tensor> {
         let HeadConfig { height, width, channels, .. } = *self.head.config();
-        if let Some(x) = features.iter().find(|x| x.len() != height * width * channels) {
-            let what = format!("{} values are not {height}x{width}x{channels}", x.len());
-            return Err(Error::Shape { op: "score_features", what });
-        }
-        let x = Tensor::from_slice([features.len(), height, width, channels], &features.concat());
+        let x = Tensor::from_slice([features.len(), height, width, channels], &self.checked(features)?.concat());
         self.params.storage().gpu().map_or(Ok(x.clone()), |gpu| x.to_gpu(gpu, false))
     }
 
@@ -128,34 +162,46 @@ impl Detector {
     /// # Errors
     /// What a device refuses.
     pub fn score_pictures(&self, pictures: &[Picture]) -> Result<Vec<Scored>> {
-        let (size, mean, std) = (self.info.image_size, self.backbone.mean(), self.backbone.std());
-        self.in_batches(pictures, |batch| {
-            let prepared: Vec<_> = batch.par_iter().map(|picture| preprocess(picture, size, mean, std)).collect();
-            let prepared: Vec<&[f32]> = prepared.iter().map(|p| &p[..]).collect();
-            self.score(&self.backbone.forward(&self.backbone.input(size, &prepared)?)?)
-        })
-    }
-
-    /// Does `work` on one item per thread, or on one batch after the other on a device.
-    fn in_batches<T: Sync>(
-        &self,
-        items: &[T],
-        work: impl Fn(&[T]) -> Result<Vec<Scored>> + Send + Sync,
-    ) -> Result<Vec<Scored>> {
-        let scored: Vec<Vec<Scored>> = match self.params.storage().gpu() {
-            None => items.par_chunks(1).map(work).collect::<Result<_>>()?,
-            Some(_) => items.chunks(batch(self.info.image_size)).map(work).collect::<Result<_>>()?,
-        };
+        let scored = self.score_read(pictures.len(), &|i| Some(&pictures[i]))?;
         Ok(scored.into_iter().flatten().collect())
     }
 
-    /// Scores features x, `[N, height, width, channels]`, where the model lies.
-    fn score(&self, x: &Tensor) -> Result<Vec<Scored>> {
-        let raw = self.head.score(&Context::eval(&self.params), x)?.to_host()?;
+    /// Scores `count` pictures, in order, that `read` gives, from any thread; none for a picture that it does not give. A
+    /// device scores pictures while others are being read.
+    ///
+    /// # Errors
+    /// What a device refuses.
+    pub fn score_read<'p>(
+        &self,
+        count: usize,
+        read: &(dyn Fn(usize) -> Option<&'p Picture> + Sync),
+    ) -> Result<Vec<Option<Scored>>> {
+        let (size, mean, std) = (self.info.image_size, self.backbone.mean(), self.backbone.std());
+        let Some(inference) = self.on_device()? else {
+            let score = |i| {
+                let Some(picture) = read(i) else { return Ok(None) };
+                let prepared = preprocess(picture, size, mean, std);
+                let features = self.backbone.forward(&self.backbone.input(size, &[&prepared])?)?;
+                self.score(&features).map(Some)
+            };
+            return (0..count).into_par_iter().map(score).collect();
+        };
+        let write = |i: usize, to: &mut [u8]| {
+            if let Some(picture) = read(i) {
+                to.copy_from_slice(&resized(picture, size));
+            }
+            Ok(())
+        };
+        let scored = inference.maps(Input::Pictures(count, &write), &self.info.protocol)?;
+        Ok(scored.into_iter().enumerate().map(|(i, scored)| read(i).map(|_| scored)).collect())
+    }
+
+    /// Scores features x, `[1, height, width, channels]`, in host memory.
+    fn score(&self, x: &Tensor) -> Result<Scored> {
+        let raw = self.head.score(&Context::eval(&self.params), x)?;
         let HeadConfig { height, width, .. } = *self.head.config();
         let size = self.info.image_size;
-        let maps = raw.data().par_chunks_exact(height * width);
-        maps.map(|raw| self.info.protocol.score(raw, height, width, size, size)).collect()
+        self.info.protocol.score(raw.data(), height, width, size, size)
     }
 
     /// Median and 99.9 % quantile of the smoothed maps of training pictures, which heat maps are painted by; `None` if
@@ -196,9 +242,17 @@ impl Detector {
         let mut scores = Vec::with_capacity(all.len());
         for lot in all.chunks(SCALE_LOT) {
             let inputs: Vec<&[f32]> = lot.iter().map(|&i| features.get(i)).collect();
-            scores.extend(self.score_features(&inputs)?.iter().map(GoodScore::of));
+            scores.extend(self.features_scores(&inputs)?);
         }
         Ok(scores)
+    }
+
+    /// [`Self::score_features`] without the maps, which then stay on a device.
+    fn features_scores(&self, features: &[&[f32]]) -> Result<Vec<GoodScore>> {
+        match self.on_device()? {
+            Some(inference) => inference.scores(Input::Features(self.checked(features)?), &self.info.protocol),
+            None => Ok(self.score_features(features)?.iter().map(GoodScore::of).collect()),
+        }
     }
 
     /// How heat maps are painted, the same for every picture. With a rule nothing is painted below its threshold of map
@@ -298,7 +352,7 @@ mod tests {
             calibration: None,
             golden: vec![],
         };
-        Detector { info, head, params, backbone }
+        Detector::new(info, head, params, backbone)
     }
 
     fn features(n: usize) -> Some64 {

@@ -22,9 +22,9 @@ use crate::tensor::Tensor;
 /// The two pairs of coordinates that a picture is rebuilt from, horizontal first.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Coordinates {
-    /// One pair for each position, `[H, W, 2]`; `None` without a local branch.
+    /// One pair for each position, `[H, W, 2]`; `None` without a local branch, or where it has no coordinates.
     pub local: Option<Vec<f32>>,
-    /// One pair; `None` without a global branch.
+    /// One pair; `None` without a global branch, or where it has no coordinates.
     pub global: Option<[f32; 2]>,
 }
 
@@ -33,6 +33,9 @@ pub struct Coordinates {
 /// # Errors
 /// What a device refuses; [`crate::Error::Shape`] for features of another size.
 pub fn coordinates(detector: &Detector, features: &[&[f32]]) -> Result<Vec<Coordinates>> {
+    if !detector.head.config().memory.has_coordinates() {
+        return Ok(vec![Coordinates { local: None, global: None }; features.len()]);
+    }
     let of = |x: &&[f32]| {
         let seen: RefCell<[Option<Tensor>; 2]> = RefCell::default();
         let observer = |name: &str, value: &Tensor| match name {
@@ -92,7 +95,7 @@ pub fn reconstruction_at(detector: &Detector, at: [f32; 2], local: &[f32]) -> Re
     reconstruction(detector, &params.to(&device)?, local).map(Some)
 }
 
-/// What the global grid holds at a point, `[H, W, C]`; `None` without a global branch.
+/// What the global grid holds at a point, `[H, W, C]`; `None` where there is none.
 ///
 /// # Errors
 /// What a device refuses.

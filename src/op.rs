@@ -156,13 +156,15 @@ pub(crate) type Kept<'a> = (Shape, Option<&'a Tensor>);
 
 /// An [`Op`] as the tape keeps it, its type forgotten: the fast backward pass, and the definition for a replay.
 pub(crate) trait RecordedOp: Send + Sync {
-    /// Gradients of the inputs that are `wanted`, where dy lies.
+    /// Gradients of the inputs that are `wanted`, where dy lies. On a device, those that have a place in `into` are
+    /// written there.
     fn backward(
         &self,
         x: &[Kept],
         y: &[Option<&Tensor>],
         dy: &Storage,
         wanted: &[bool],
+        into: Vec<Option<GpuOut>>,
     ) -> Result<Vec<Option<Storage>>>;
     fn define_forward(&self, x: &[Arg<f64>], y: &mut [&mut [f64]]);
     fn define_backward(&self, x: &[Arg<f64>], y: &[&[f64]], dy: &[f64], dx: &mut [Option<&mut [f64]>]);
@@ -175,6 +177,7 @@ impl<O: Op> RecordedOp for O {
         y: &[Option<&Tensor>],
         dy: &Storage,
         wanted: &[bool],
+        into: Vec<Option<GpuOut>>,
     ) -> Result<Vec<Option<Storage>>> {
         let shapes = x.iter().zip(wanted);
         let Some(gpu) = dy.gpu() else {
@@ -189,10 +192,12 @@ impl<O: Op> RecordedOp for O {
         let args: Vec<GpuArg> = x.iter().map(|&(shape, t)| GpuArg { shape, data: values(t) }).collect();
         let y: Vec<Values> = y.iter().map(|t| values(*t)).collect();
         let scratch = |(i, ((s, _), wanted)): (usize, (&Kept, &bool))| {
+            let wanted = *wanted && into[i].is_none();
             wanted.then(|| Storage::scratch(gpu, self.input_in_f32(i), s.numel())).transpose()
         };
         let mut dx = shapes.enumerate().map(scratch).collect::<Result<Vec<_>>>()?;
-        let mut out: Vec<Option<GpuOut>> = dx.iter_mut().map(|d| d.as_mut().map(Storage::values_mut)).collect();
+        let places = dx.iter_mut().zip(into).map(|(d, place)| place.or_else(|| d.as_mut().map(Storage::values_mut)));
+        let mut out: Vec<Option<GpuOut>> = places.collect();
         self.cuda_backward(gpu, &args, &y, dy.values(0, dy.len()), &mut out)?;
         Ok(dx)
     }

@@ -7,6 +7,8 @@
 //! ```
 //! PyTorch: `clip_grad_norm_`, then `AdamW`. The decay reaches grids, biases and BatchNorm scales too.
 
+mod steps;
+
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -14,16 +16,14 @@ use rayon::prelude::*;
 use crate::buffer::Buffer;
 use crate::device::Device;
 use crate::device::cpu::{CHUNK, simd, simd_fn};
-use crate::device::cuda::{Gpu, Grid, launch};
 use crate::error::Result;
-use crate::nn::{Params, shared};
+use crate::nn::Params;
 use crate::storage::Storage;
+pub use steps::Steps;
 
 const BETA1: f64 = 0.9;
 const BETA2: f64 = 0.999;
 const EPS: f64 = 1e-8;
-/// Values whose squares one block of `kernels/adamw.cu` adds.
-const CHUNK_ON_GPU: usize = 16_384;
 /// Keeps the clip factor finite.
 const CLIP_GUARD: f64 = 1e-6;
 
@@ -66,37 +66,18 @@ impl AdamW {
         Ok(AdamW { m: device.copy_of(&self.m)?, v: device.copy_of(&self.v)?, steps: self.steps })
     }
 
-    /// One step along `grads`, laid out as the trained part of the arena, where the parameters lie. Returns the gradient
-    /// norm before clipping.
-    ///
-    /// # Errors
-    /// What a device refuses.
-    pub fn step(&mut self, params: &mut Params, grads: &Storage, size: StepSize) -> Result<f64> {
+    /// One step along `grads`, laid out as the trained part of the arena, in host memory; on a device [`Self::launch`] does
+    /// it. Returns the gradient norm before clipping.
+    pub fn step(&mut self, params: &mut Params, grads: &[f32], size: StepSize) -> f64 {
         self.steps += 1;
-        match grads.gpu() {
-            None => Ok(self.step_on_cpu(params, grads.host(), size)),
-            Some(gpu) => self.step_on_gpu(gpu, params, grads, size),
-        }
-    }
-
-    /// The constants of both groups in this step, with their parts of the arena.
-    fn groups(&self, params: &Params, size: StepSize) -> [(Range<usize>, Constants); 2] {
-        let (t, grids, trained) = (self.steps as f64, params.grid_range(), params.trained_range());
-        let constants = |rate: f64| Constants {
-            keep: (1.0 - rate * size.decay) as f32,
-            rate: (rate / (1.0 - BETA1.powf(t))) as f32,
-            correction: (1.0 - BETA2.powf(t)).sqrt().recip() as f32,
-        };
-        [(grids.clone(), constants(size.grids)), (grids.end..trained.end, constants(size.network))]
-    }
-
-    fn step_on_cpu(&mut self, params: &mut Params, grads: &[f32], size: StepSize) -> f64 {
         let squares = |g: &[f32]| g.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>();
         // Chunks of fixed size, added in order: the same bits for any number of threads.
         let partial: Vec<f64> = grads.par_chunks(CHUNK).map(squares).collect();
         let norm = partial.iter().sum::<f64>().sqrt();
         let clip = (size.clip / (norm + CLIP_GUARD)).min(1.0) as f32;
-        let (groups, trained) = (self.groups(params, size), params.trained_range());
+        let (grids, trained) = (params.grid_range(), params.trained_range());
+        let [of_grids, of_network] = Constants::of(self.steps, size);
+        let groups: [(Range<usize>, Constants); 2] = [(grids.clone(), of_grids), (grids.end..trained.end, of_network)];
         let values = &mut params.values_mut()[trained];
         let (m, v) = (self.m.host_mut(), self.v.host_mut());
         for (range, k) in groups {
@@ -106,36 +87,6 @@ impl AdamW {
         }
         norm
     }
-
-    fn step_on_gpu(&mut self, gpu: &Gpu, params: &mut Params, grads: &Storage, size: StepSize) -> Result<f64> {
-        let [(grids, of_grids), (trained, of_network)] = self.groups(params, size);
-        let (grids, n) = (grids.end, trained.end);
-        let g = grads.values(0, n).floats();
-        let chunks = n.div_ceil(CHUNK_ON_GPU);
-        let (mut partial, mut norm) = (gpu.scratch::<f64>(chunks)?, gpu.scratch::<f64>(1)?);
-        launch::adamw_squares(gpu, Grid::blocks(chunks), g, &mut partial.slice_mut(), n)?;
-        launch::adamw_norm(gpu, Grid::blocks(1), partial.slice(), &mut norm.slice_mut(), chunks)?;
-        let mut arena = params.storage_mut().ok_or_else(shared)?.values_mut();
-        let (mut m, mut v) = (self.m.values_mut(), self.v.values_mut());
-        launch::adamw_update(
-            gpu,
-            Grid::threads(n.div_ceil(4)),
-            &mut arena.floats().range_mut(0..n),
-            g,
-            &mut m.floats(),
-            &mut v.floats(),
-            norm.slice(),
-            size.clip,
-            of_grids.keep,
-            of_grids.rate,
-            of_network.keep,
-            of_network.rate,
-            of_network.correction,
-            grids,
-            n,
-        )?;
-        Ok(gpu.read(norm.slice())?[0])
-    }
 }
 
 /// What is the same for every value of a group.
@@ -144,6 +95,18 @@ struct Constants {
     keep: f32,
     rate: f32,
     correction: f32,
+}
+
+impl Constants {
+    /// Of the grids and of the rest, in step `t`, counted from 1.
+    fn of(t: u64, size: StepSize) -> [Self; 2] {
+        let t = t as f64;
+        [size.grids, size.network].map(|rate| Constants {
+            keep: (1.0 - rate * size.decay) as f32,
+            rate: (rate / (1.0 - BETA1.powf(t))) as f32,
+            correction: (1.0 - BETA2.powf(t)).sqrt().recip() as f32,
+        })
+    }
 }
 
 simd_fn! {
@@ -181,13 +144,12 @@ mod tests {
         for t in 1..=3 {
             let mut grads = Buffer::filled(n, 0.0);
             Rng::new(t, 0).fill_normal(&mut grads, 0.3);
-            let grads = Storage::Host(grads);
-            let norm = grads.host().iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
-            let found = optimiser.step(&mut params, &grads, size).unwrap();
+            let norm = grads.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+            let found = optimiser.step(&mut params, &grads, size);
             assert!((found - norm).abs() <= 1e-12 * norm, "{found} {norm}");
             for i in 0..n {
                 let rate = if i < grid { 0.1 } else { 0.001 };
-                let g = f64::from(grads.host()[i]) * (0.1 / (norm + 1e-6)).min(1.0);
+                let g = f64::from(grads[i]) * (0.1 / (norm + 1e-6)).min(1.0);
                 m[i] = 0.9 * m[i] + 0.1 * g;
                 v[i] = 0.999 * v[i] + 0.001 * g * g;
                 let (mc, vc) = (m[i] / (1.0 - 0.9f64.powi(t as i32)), v[i] / (1.0 - 0.999f64.powi(t as i32)));

@@ -84,6 +84,14 @@ impl RunFolder {
     /// As [`Self::resume`].
     pub fn reopen(path: &Path) -> Result<Self> {
         Self::config_of(path)?;
+        Self::hold(path)
+    }
+
+    /// Holds a folder whose files another module knows.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when another process is at work in it; [`Error::Io`].
+    pub fn hold(path: &Path) -> Result<Self> {
         Ok(RunFolder { path: path.into(), _lock: lock(path)?, fresh: false })
     }
 
@@ -149,6 +157,17 @@ impl RunFolder {
         write_atomic(self.config(), |file| file.write_all(config.as_bytes()))?;
         self.fresh = false;
         Ok(())
+    }
+
+    /// Seconds of the training steps of the run in a folder, by its `train.jsonl`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when there is none.
+    pub fn seconds(path: &Path) -> Result<f64> {
+        let path = path.join("train.jsonl");
+        let text = fs::read_to_string(&path).map_err(|e| Error::io("read", &path, &e))?;
+        let records = text.lines().filter_map(|line| serde_json::from_str::<EpochRecord>(line).ok());
+        Ok(records.map(|record| record.seconds).sum())
     }
 
     /// Opens `train.jsonl` behind the first `epochs` epochs. What is there of later ones, or of a line that was not
@@ -280,5 +299,6 @@ mod tests {
         let text = fs::read_to_string(run.log()).unwrap();
         let epochs = text.lines().map(|line| serde_json::from_str::<EpochRecord>(line).unwrap().summary.epoch);
         assert_eq!(epochs.collect::<Vec<_>>(), [1, 2, 3]);
+        assert_eq!(RunFolder::seconds(run.path()).unwrap(), 4.5);
     }
 }

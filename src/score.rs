@@ -7,6 +7,7 @@
 //! The other protocols score as two other publications do, so that numbers can be compared; read from their public code:
 //! `dinomaly` (Guo et al., CVPR 2025: `utils.py`) and `ader` (Zhang et al., arXiv 2406.03262: `util/metric.py`).
 
+pub mod device;
 mod filter;
 
 pub use filter::upsample;

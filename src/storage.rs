@@ -1,6 +1,7 @@
 //! Where the values of a tensor lie: in host memory or on a device.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use crate::buffer::Buffer;
 use crate::device::cpu;
@@ -42,16 +43,17 @@ impl Storage {
     pub fn filled_like(&self, len: usize, value: f32) -> Result<Self> {
         match self.gpu() {
             None => Ok(Storage::Host(Buffer::filled(len, value))),
-            Some(gpu) if value == 0.0 => {
+            Some(gpu) => {
                 let mut new = Storage::scratch(gpu, self.is_f32(), len)?;
                 match &mut new {
-                    Storage::Floats(v) => gpu.zero(&mut v.slice_mut())?,
-                    Storage::Reals(v) => gpu.zero(&mut v.slice_mut())?,
+                    Storage::Floats(v) if value == 0.0 => gpu.zero(&mut v.slice_mut())?,
+                    Storage::Reals(v) if value == 0.0 => gpu.zero(&mut v.slice_mut())?,
+                    Storage::Floats(v) => launch::fill_floats(gpu, Grid::threads(len), &mut v.slice_mut(), value, len)?,
+                    Storage::Reals(v) => launch::fill_reals(gpu, Grid::threads(len), &mut v.slice_mut(), value, len)?,
                     Storage::Host(_) => {}
                 }
                 Ok(new)
             }
-            Some(gpu) => Storage::upload(gpu, self.is_f32(), &vec![value; len]),
         }
     }
 
@@ -165,23 +167,41 @@ impl Storage {
         }
     }
 
+    /// Windows of an array of f32 on a device, to be written.
+    ///
+    /// # Panics
+    /// If the values are something else, a window reaches past the end, or two overlap.
+    pub fn windows_mut(&mut self, windows: &[Option<Range<usize>>]) -> Vec<Option<ValuesMut<'_>>> {
+        let Storage::Floats(all) = self else { panic!("the values are not f32 on a device") };
+        all.parts_mut(windows).into_iter().map(|w| w.map(Into::into)).collect()
+    }
+
     /// `self += other`.
     ///
     /// # Errors
     /// As [`Self::write`].
     pub fn add_assign(&mut self, other: &Storage) -> Result<()> {
+        self.add_at(0, other)
+    }
+
+    /// Adds `other` to the values from `offset` on.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn add_at(&mut self, offset: usize, other: &Storage) -> Result<()> {
+        let (n, part) = (other.len(), offset..offset + other.len());
+        // A thread of the kernels adds eight values.
+        let grid = Grid::threads(n.div_ceil(8));
         match (self, other) {
             (Storage::Host(sum), Storage::Host(x)) => {
-                cpu::add_assign(sum, x);
+                cpu::add_assign(&mut sum[part], x);
                 Ok(())
             }
             (Storage::Reals(sum), Storage::Reals(x)) => {
-                let n = x.len();
-                launch::add_assign_reals(x.gpu(), Grid::threads(n.div_ceil(4)), x.slice(), &mut sum.slice_mut(), n)
+                launch::add_assign_reals(x.gpu(), grid, x.slice(), &mut sum.slice_mut().range_mut(part), n)
             }
             (Storage::Floats(sum), Storage::Floats(x)) => {
-                let n = x.len();
-                launch::add_assign_floats(x.gpu(), Grid::threads(n.div_ceil(4)), x.slice(), &mut sum.slice_mut(), n)
+                launch::add_assign_floats(x.gpu(), grid, x.slice(), &mut sum.slice_mut().range_mut(part), n)
             }
             _ => Err(mismatch()),
         }

@@ -4,6 +4,7 @@
 //! A tape is an explicit value: with [`Tape::off`] nothing is stored and intermediates free themselves.
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::error::{Error, Result};
@@ -97,7 +98,7 @@ impl Tape {
                 if node.tape != self.id {
                     return Err(Error::Shape { op: O::NAME, what: format!("input {i} was recorded on another tape") });
                 }
-                if !op.differentiable(i) {
+                if !op.differentiable(i) && !is_constant(&self.nodes.borrow(), node.index) {
                     return Err(Error::Shape {
                         op: O::NAME,
                         what: format!("no gradient flows into input {i}: pass a constant"),
@@ -131,6 +132,41 @@ impl Tape {
     /// # Errors
     /// When `loss` is not a single value recorded on this tape, or a device fails.
     pub fn backward(self, loss: &Tensor) -> Result<Gradients> {
+        self.run_backward(loss, vec![], None)
+    }
+
+    /// [`Self::backward`] that writes the gradients of `leaves` into `arena`, each at its place. Those of leaves that the
+    /// loss does not depend on are zero.
+    ///
+    /// # Errors
+    /// As [`Self::backward`].
+    pub fn backward_into(self, loss: &Tensor, leaves: &[(&Tensor, Range<usize>)], arena: &mut Storage) -> Result<()> {
+        let mut places = vec![None; self.nodes.borrow().len()];
+        for (leaf, place) in leaves {
+            let index = leaf.node.and_then(|node| node.on(self.id));
+            places[index.ok_or_else(foreign_leaf)?] = Some(place.clone());
+        }
+        let on_device = arena.gpu().is_some();
+        let mut found = self.run_backward(loss, places, on_device.then_some(&mut *arena))?;
+        for (leaf, place) in leaves {
+            let index = leaf.node.and_then(|node| node.on(found.tape)).ok_or_else(foreign_leaf)?;
+            match (found.written[index], found.grads.get_mut(index).and_then(Option::take)) {
+                (true, None) => {}
+                (true, Some(more)) => arena.add_at(place.start, &more)?,
+                (false, Some(all)) => arena.write(place.start, &all)?,
+                (false, None) => arena.write(place.start, &arena.filled_like(place.len(), 0.0)?)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The reverse loop. The first gradient of a node that has a place is written into the arena, where there is one.
+    fn run_backward(
+        self,
+        loss: &Tensor,
+        places: Vec<Option<Range<usize>>>,
+        mut arena: Option<&mut Storage>,
+    ) -> Result<Gradients> {
         let start = match loss.node {
             Some(n) if n.tape == self.id && loss.shape().numel() == 1 => n.index,
             _ => {
@@ -142,6 +178,7 @@ impl Tape {
         };
         let mut nodes = self.nodes.into_inner();
         let mut grads: Vec<Option<Storage>> = nodes.iter().map(|_| None).collect();
+        let mut written = vec![false; nodes.len()];
         grads[start] = Some(loss.filled(1.0)?);
         nodes.truncate(start + 1);
         while let Some(node) = nodes.pop() {
@@ -149,7 +186,18 @@ impl Tape {
             let x: Vec<Kept> = node.inputs.iter().map(|(shape, _, t)| (*shape, t.as_ref())).collect();
             let y: Vec<Option<&Tensor>> = node.outputs.iter().map(Option::as_ref).collect();
             let wanted: Vec<bool> = node.inputs.iter().map(|(_, id, _)| id.is_some()).collect();
-            let dx = op.backward(&x, &y, dy, &wanted)?;
+            let mut place = |(_, id, _): &(Shape, Option<usize>, Option<Tensor>)| {
+                let id = id.filter(|id| arena.is_some() && !written[*id])?;
+                let place = places.get(id)?.clone()?;
+                written[id] = true;
+                Some(place)
+            };
+            let into: Vec<Option<Range<usize>>> = node.inputs.iter().map(&mut place).collect();
+            let into = match &mut arena {
+                Some(arena) if into.iter().any(Option::is_some) => arena.windows_mut(&into),
+                _ => into.iter().map(|_| None).collect(),
+            };
+            let dx = op.backward(&x, &y, dy, &wanted, into)?;
             grads[nodes.len()] = None;
             for ((_, id, _), d) in node.inputs.iter().zip(dx) {
                 let (Some(id), Some(d)) = (id, d) else { continue };
@@ -159,14 +207,27 @@ impl Tape {
                 }
             }
         }
-        Ok(Gradients { tape: self.id, grads })
+        Ok(Gradients { tape: self.id, grads, written })
     }
+}
+
+/// A bug of the caller.
+fn foreign_leaf() -> Error {
+    Error::Shape { op: "backward", what: "a leaf was not recorded on this tape".into() }
+}
+
+/// Whether a node follows from constants alone: only a tape that keeps everything records such.
+fn is_constant(nodes: &[Node], at: usize) -> bool {
+    let node = &nodes[at];
+    node.op.is_some() && node.inputs.iter().all(|(_, id, _)| id.is_none_or(|id| is_constant(nodes, id)))
 }
 
 /// What [`Tape::backward`] found.
 pub struct Gradients {
     tape: u32,
     grads: Vec<Option<Storage>>,
+    /// Which went to the arena instead.
+    written: Vec<bool>,
 }
 
 impl Gradients {

@@ -4,23 +4,22 @@
 //! the seed and the epoch. Whatever a step draws depends on the seed and its number alone, so a run that is stopped,
 //! saved and resumed ends in the same bits as one that never was.
 //!
-//! On a device the parameters, the optimiser and, where they fit, all features stay there: a step uploads nothing, and the
-//! host waits only to read the loss and the gradient norm.
+//! On a device the parameters, the optimiser and, where they fit, all features stay there. Then a step is a graph that needs
+//! no word from the host, which looks only once an epoch at what the steps found ([`Trainer::advance`]).
 //!
 //! Jitter: each ghost group flips a coin; on heads, Gaussian noise is added to its local coordinates.
 //! Source: arXiv 2402.18293; the numbers in [`TrainConfig::published`] are those of the public configuration.
 
 mod config;
-mod resident;
+mod on_device;
 
-use std::ops::Range;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
 pub use config::TrainConfig;
-pub use resident::Kept;
-use resident::Resident;
+pub use on_device::Kept;
+use on_device::{AT_ONCE, OnDevice};
 
 use crate::buffer::Buffer;
 use crate::device::Device;
@@ -113,11 +112,12 @@ pub struct Trainer {
     pub config: TrainConfig,
     /// Where it stands.
     pub progress: Progress,
-    /// Where its values lie and its steps run.
-    device: Device,
+    /// Whether steps whose features are kept on a device are replayed as graphs; launched piece by piece they give the same
+    /// bits.
+    pub graphs: bool,
     grads: Storage,
-    /// All features, where they are kept on the device.
-    resident: Option<Resident>,
+    /// `None` on the CPU.
+    on_device: Option<OnDevice>,
 }
 
 impl Trainer {
@@ -138,7 +138,7 @@ impl Trainer {
     /// A head that was trained before, as a checkpoint holds it: in host memory.
     pub fn resume(head: Head, params: Params, optimiser: AdamW, config: TrainConfig, progress: Progress) -> Self {
         let grads = Storage::Host(Buffer::filled(params.trained_range().len(), 0.0));
-        Trainer { head, params, optimiser, config, progress, device: Device::Cpu, grads, resident: None }
+        Trainer { head, params, optimiser, config, progress, graphs: true, grads, on_device: None }
     }
 
     /// Moves it to another device, to go on there; where it is already, nothing is copied.
@@ -151,7 +151,8 @@ impl Trainer {
         }
         let (params, optimiser) = (self.params.to(device)?, self.optimiser.to(device)?);
         let grads = device.copy_of(&self.grads)?;
-        Ok(Trainer { params, optimiser, grads, device: device.clone(), resident: None, ..self })
+        let on_device = device.gpu().map(|gpu| OnDevice::new(gpu, &params)).transpose()?;
+        Ok(Trainer { params, optimiser, grads, on_device, ..self })
     }
 
     /// Keeps all features on the device, if it is one and they fit; the steps that follow must be given the same.
@@ -159,10 +160,22 @@ impl Trainer {
     /// # Errors
     /// What a device refuses, except for want of memory: then batches are uploaded step by step.
     pub fn keep_features(&mut self, features: &dyn FeatureSource) -> Result<Kept> {
-        let Device::Gpu(gpu) = &self.device else { return Ok(Kept::OnHost) };
-        let (resident, kept) = Resident::new(gpu, features, &self.params)?;
-        self.resident = resident;
-        Ok(kept)
+        self.on_device.as_mut().map_or(Ok(Kept::OnHost), |device| device.keep(features, &self.params))
+    }
+
+    /// Where batches come from; features that were kept are let go when a step does not fit beside them.
+    pub fn kept(&self) -> Kept {
+        self.on_device.as_ref().map_or(Kept::OnHost, OnDevice::kept)
+    }
+
+    /// Kernels, copies and zeroings of a whole step on a device; `None` before one was recorded as a graph.
+    pub fn launches(&self) -> Option<usize> {
+        self.on_device.as_ref()?.launches(self.config.batch)
+    }
+
+    /// The trained head. Everything else, and what it holds on a device, is let go.
+    pub fn into_model(self) -> (Head, Params) {
+        (self.head, self.params)
     }
 
     /// Whether every epoch has been trained.
@@ -182,42 +195,11 @@ impl Trainer {
         order
     }
 
-    /// The places of the current step's pictures in that order.
-    fn places(&self, images: usize) -> Range<usize> {
-        let first = self.progress.step * self.config.batch;
-        first..(first + self.config.batch).min(images)
-    }
-
-    /// The features of the current step's pictures, `[N, H, W, C]`, on the trainer's device.
-    fn batch(&mut self, features: &dyn FeatureSource) -> Result<Tensor> {
-        let HeadConfig { height, width, channels, .. } = *self.head.config();
-        let (images, places) = (features.len(), self.places(features.len()));
-        let shape = [places.len(), height, width, channels];
-        if let Some(mut resident) = self.resident.take() {
-            let x = resident.batch(self.progress.epoch, || self.order(images), places, shape);
-            self.resident = Some(resident);
-            return x;
-        }
-        let image = height * width * channels;
-        let mut x = Buffer::scratch(places.len() * image);
-        for (to, &i) in x.chunks_exact_mut(image).zip(&self.order(images)[places]) {
-            to.copy_from_slice(features.get(i));
-        }
-        let x = Tensor::new(shape, x);
-        self.device.gpu().map_or(Ok(x.clone()), |gpu| x.to_gpu(gpu, false))
-    }
-
-    /// Noise for the local coordinates of this step, `[N, H, W, 2]`, on the trainer's device. `None` when there is none,
-    /// or, on the CPU, when every coin says no.
-    fn jitter(&self, images: usize, groups: usize) -> Result<Option<Tensor>> {
+    /// Noise for the local coordinates of this step, `[N, H, W, 2]`, in host memory; `None` when every coin says no.
+    fn jitter(&self, images: usize, groups: usize) -> Option<Tensor> {
         let head = self.head.config();
-        if !self.config.jitter || !head.local {
-            return Ok(None);
-        }
-        if let Device::Gpu(gpu) = &self.device {
-            let shape = [images, head.height, head.width, 2];
-            let stream = JITTER_STREAM + self.optimiser.steps;
-            return resident::jitter(gpu, shape, groups, &self.config, stream).map(Some);
+        if !self.config.jitter || !head.local || !head.memory.has_coordinates() {
+            return None;
         }
         let mut rng = Rng::new(self.config.seed, JITTER_STREAM + self.optimiser.steps);
         let image = head.height * head.width * 2;
@@ -230,25 +212,50 @@ impl Trainer {
                 any = true;
             }
         }
-        Ok(any.then(|| Tensor::new([images, head.height, head.width, 2], noise)))
+        any.then(|| Tensor::new([images, head.height, head.width, 2], noise))
     }
 
     /// One step on the next batch.
     ///
     /// # Errors
     /// [`Error::Data`] when there is no picture or its features do not fit the head; [`Error::Config`] when the loss is
-    /// not a number any more.
+    /// not a number any more; what a device refuses.
     pub fn step(&mut self, features: &dyn FeatureSource) -> Result<StepReport> {
+        Ok(self.go(features, 1)?.remove(0))
+    }
+
+    /// As many steps as can be done without the host: where a device keeps all features, those up to the end of the epoch,
+    /// or as many as it does in a few seconds; otherwise one.
+    ///
+    /// # Errors
+    /// As [`Self::step`]. Of steps that a device did at once, those after the one that failed have been done too, so
+    /// nothing of the trainer should be kept.
+    pub fn advance(&mut self, features: &dyn FeatureSource) -> Result<Vec<StepReport>> {
+        let alone = matches!(self.kept(), Kept::OnDevice(_)) && self.graphs;
+        self.go(features, if alone { AT_ONCE } else { 1 })
+    }
+
+    /// Steps up to the end of the epoch, but at most so many.
+    fn go(&mut self, features: &dyn FeatureSource, at_most: usize) -> Result<Vec<StepReport>> {
         let started = Instant::now();
         if features.is_empty() {
             return Err(Error::data("training set", "it holds no picture", "add good pictures to train on"));
         }
-        let x = self.batch(features)?;
-        let images = x.shape()[0];
-        let groups = images.div_ceil(self.config.bn_group);
-        let jitter = self.jitter(images, groups)?;
-        let (loss, gradient_norm) =
-            self.update(&x, jitter.as_ref(), groups, self.config.step_size(self.progress.epoch))?;
+        let count = at_most.min(self.steps_per_epoch(features.len()).saturating_sub(self.progress.step)).max(1);
+        let found = match self.on_device.take() {
+            None => vec![self.step_on_cpu(features)?],
+            Some(mut device) => {
+                let found = self.steps_on(&mut device, features, count);
+                self.on_device = Some(device);
+                found?
+            }
+        };
+        let seconds = started.elapsed().as_secs_f64() / found.len() as f64;
+        found.into_iter().map(|[loss, norm]| self.report(features.len(), loss, norm, seconds)).collect()
+    }
+
+    /// Counts a step that was done.
+    fn report(&mut self, images: usize, loss: f64, gradient_norm: f64, seconds: f64) -> Result<StepReport> {
         if !(loss.is_finite() && gradient_norm.is_finite()) {
             let at = format!("epoch {}, step {}", self.progress.epoch + 1, self.progress.step + 1);
             return Err(Error::config(
@@ -256,25 +263,53 @@ impl Trainer {
                 "lower rate and grid_rate, or look for pictures whose features are not finite",
             ));
         }
-        let p = &mut self.progress;
+        let (p, batch) = (&mut self.progress, self.config.batch);
+        p.loss += loss * (images - p.step * batch).min(batch) as f64;
         p.step += 1;
-        p.loss += loss * images as f64;
         p.gradient_norm += gradient_norm;
-        p.seconds += started.elapsed().as_secs_f64();
-        let epoch = (p.step * self.config.batch >= features.len()).then(|| self.end_epoch(features.len()));
+        p.seconds += seconds;
+        let epoch = (p.step * batch >= images).then(|| self.end_epoch(images));
         Ok(StepReport { loss, gradient_norm, epoch })
     }
 
-    /// Forward, backward and AdamW on one batch x `[N, H, W, C]` on the trainer's device: the loss, and the gradient norm before clipping.
+    fn step_on_cpu(&mut self, features: &dyn FeatureSource) -> Result<[f64; 2]> {
+        let first = self.progress.step * self.config.batch;
+        let order = self.order(features.len());
+        let pictures = &order[first..(first + self.config.batch).min(order.len())];
+        let x = self.batch_of(features, pictures);
+        let groups = pictures.len().div_ceil(self.config.bn_group);
+        let jitter = self.jitter(pictures.len(), groups);
+        let size = self.config.step_size(self.progress.epoch);
+        self.update(&x, jitter.as_ref(), groups, size).map(|(loss, norm)| [loss, norm])
+    }
+
+    /// Forward, backward and AdamW on one batch x `[N, H, W, C]` where the trainer's values lie: the loss, and the gradient
+    /// norm before clipping.
     ///
     /// # Errors
     /// When the shapes do not fit the head.
     pub fn update(&mut self, x: &Tensor, jitter: Option<&Tensor>, groups: usize, size: StepSize) -> Result<(f64, f64)> {
+        let [loss, norm] = match self.on_device.take() {
+            None => {
+                let loss = self.gradients(x, jitter, groups)?;
+                let norm = self.optimiser.step(&mut self.params, self.grads.host(), size);
+                [loss.data()[0].into(), norm]
+            }
+            Some(mut device) => {
+                let found = self.update_on(&mut device, x, jitter, groups, size);
+                self.on_device = Some(device);
+                found?
+            }
+        };
+        Ok((loss, norm))
+    }
+
+    /// Forward and backward: the loss `[1]`; its gradients are in `self.grads`.
+    fn gradients(&mut self, x: &Tensor, jitter: Option<&Tensor>, groups: usize) -> Result<Tensor> {
         let cx = Context::train(&self.params, groups);
         let loss = self.head.loss(&cx, x, jitter)?;
         cx.finish(&loss, &mut self.params, &mut self.grads)?;
-        let norm = self.optimiser.step(&mut self.params, &self.grads, size)?;
-        Ok((loss.to_host()?.data()[0].into(), norm))
+        Ok(loss)
     }
 
     fn end_epoch(&mut self, images: usize) -> EpochRecord {
@@ -307,7 +342,7 @@ mod tests {
             let mut order: Vec<usize> = vec![];
             for step in 0..trainer.steps_per_epoch(10) {
                 trainer.progress = Progress { epoch, step, ..Progress::default() };
-                order.extend(&trainer.order(10)[trainer.places(10)]);
+                order.extend(&trainer.order(10)[step * 3..(step * 3 + 3).min(10)]);
             }
             let mut sorted = order.clone();
             sorted.sort_unstable();

@@ -155,6 +155,8 @@ fn help_fits_a_terminal() {
         &["demo", "-h"],
         &["features", "-h"],
         &["doctor", "-h"],
+        &["study", "-h"],
+        &["study", "settings", "-h"],
     ] {
         let help = run(home.path(), verb).expect(0, &["Usage: grad"]);
         let wide = help.stdout.lines().find(|line| line.chars().count() > 80);
@@ -221,6 +223,26 @@ fn flag_over_environment_over_file_over_default() {
 }
 
 #[test]
+fn every_memory_goes_all_the_way() {
+    let home = new_folder();
+    let home = home.path();
+    for memory in ["vq", "attention"] {
+        let more = ["--epochs", "1", "--memory", memory, "--local-entries", "9"];
+        train(home, memory, &more).expect(0, &[]);
+        let settled: toml::Table = fs::read_to_string(home.join(memory).join("config.toml")).unwrap().parse().unwrap();
+        assert_eq!((settled["memory"].as_str(), settled["jitter"].as_bool()), (Some(memory), Some(false)));
+        assert_eq!(["local_entries", "global_entries"].map(|k| settled[k].as_integer()), [Some(9), Some(16)]);
+        let shown = run(home, &["model", "show", memory]).expect(0, &[]).stdout;
+        assert!(shown.contains(&format!("{memory}: local 9 entries, global 16 entries")), "{shown}");
+        for verb in ["eval", "report", "selftest"] {
+            run(home, &[verb, memory]).expect(0, &[]);
+        }
+        run(home, &["predict", memory, "data/bolt/test"]).expect(0, &[]);
+        train(home, &format!("{memory}-on"), &["--epochs", "1", "--from", memory]).expect(0, &[]);
+    }
+}
+
+#[test]
 fn settings_that_make_no_sense_are_named() {
     let home = new_folder();
     let home = home.path();
@@ -235,6 +257,10 @@ fn settings_that_make_no_sense_are_named() {
         ("model = \"crads\"\n", ["c.toml:1", "crad-s"]),
         ("rate = -1.0\n", ["rate is -1", "not negative"]),
         ("local = false\nglobal = false\n", ["local and global", "at least one"]),
+        ("memory = \"lattice\"\n", ["c.toml:1", "attention"]),
+        ("memory = \"vq\"\njitter = true\n", ["jitter is on", "no coordinates"]),
+        ("memory = \"vq\"\nlocal_entries = 0\n", ["local_entries is 0", "from 1 to 4096"]),
+        ("global_entries = 9\n", ["a grid has cells", "global_resolution"]),
     ] {
         fs::write(home.join("c.toml"), text).unwrap();
         train(home, "run", &["--config", "c.toml"]).expect(2, &said);

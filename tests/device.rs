@@ -10,16 +10,15 @@ mod training;
 use grad::checkpoint;
 use grad::device::Device;
 use grad::device::cuda::{Gpu, Precision};
-use grad::model::ModelKind;
 use grad::rng::Rng;
-use grad::train::{Kept, Trainer};
-use training::{Drawn, bits, follow_pytorch, info, run, trainer};
+use grad::train::{Kept, StepReport, Trainer};
+use training::{Drawn, KINDS, Kind, bits, follow_pytorch, info, run, trainer};
 
 /// The judges' slack; along a trajectory rounding differences grow, and so does what a nudge shows of them.
 const SLACK: f64 = 8.0;
 
 /// A small trainer on a device, in its precision.
-fn on(device: &Device, kind: ModelKind, epochs: usize) -> Trainer {
+fn on(device: &Device, kind: Kind, epochs: usize) -> Trainer {
     let mut t = trainer(kind, epochs);
     t.config.precision = device.gpu().map_or(Precision::F32, Gpu::precision);
     t.to(device).unwrap()
@@ -32,7 +31,7 @@ fn nudge(values: &mut [f32], precision: Precision, seed: u64) {
 }
 
 /// Three losses on the CPU with parameters and features moved by roundings: what a precision may do to them.
-fn nudged(kind: ModelKind, features: &Drawn, precision: Precision, seed: u64) -> Vec<f64> {
+fn nudged(kind: Kind, features: &Drawn, precision: Precision, seed: u64) -> Vec<f64> {
     let (mut t, mut moved) = (trainer(kind, 1), Drawn(features.0.clone()));
     nudge(t.params.values_mut(), precision, seed);
     moved.0.iter_mut().zip(0..).for_each(|(b, i)| nudge(b, precision, seed + 100 * i));
@@ -43,11 +42,14 @@ fn nudged(kind: ModelKind, features: &Drawn, precision: Precision, seed: u64) ->
 /// and features are moved by roundings of the precision.
 fn trains_as_the_cpu_does(gpu: Gpu) {
     let (features, precision) = (Drawn::new(12, 5 * 4 * 12), gpu.precision());
-    for kind in ModelKind::ALL {
+    for kind in KINDS {
         let cpu = run(&mut on(&Device::Cpu, kind, 1), &features, 3);
         let moved: Vec<Vec<f64>> = (0..4).map(|seed| nudged(kind, &features, precision, seed)).collect();
         let found = run(&mut on(&Device::Gpu(gpu.clone()), kind, 1), &features, 3);
         assert_eq!(found.len(), 3);
+        let mut graphs = on(&Device::Gpu(gpu.clone()), kind, 1);
+        graphs.keep_features(&features).unwrap();
+        assert_eq!(found, losses(&graphs.advance(&features).unwrap()), "{precision:?} {kind:?}: steps that are graphs");
         let rounding = f64::from(f32::EPSILON) * precision.coarseness();
         let apart = |moved: &Vec<f64>| cpu.iter().zip(moved).map(|(a, b)| (a - b).abs() / a).fold(0.0, f64::max);
         let sensitivity = moved.iter().map(apart).fold(0.0, f64::max);
@@ -62,24 +64,86 @@ fn trains_as_the_cpu_does(gpu: Gpu) {
     }
 }
 
-/// Where batches come from, and where a run was stopped, changes no bit.
+fn losses(reports: &[StepReport]) -> Vec<f64> {
+    reports.iter().map(|report| report.loss).collect()
+}
+
+/// Where batches come from, whether steps are graphs, and where a run was stopped, changes no bit.
 fn keeps_its_promises_about_bits(gpu: Gpu) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("checkpoint.safetensors");
     let (features, device) = (Drawn::new(12, 5 * 4 * 12), Device::Gpu(gpu));
-    let kind = ModelKind::CradS;
-    let mut streamed = on(&device, kind, 2);
-    run(&mut streamed, &features, 6);
-    let mut first = on(&device, kind, 2);
-    assert!(matches!(first.keep_features(&features).unwrap(), Kept::OnDevice(_)));
-    run(&mut first, &features, 4);
-    checkpoint::save_checkpoint(&path, &info(&first), &first).unwrap();
-    run(&mut first, &features, 2);
-    assert_eq!(bits(&first), bits(&streamed), "features kept on the device, or uploaded batch by batch");
-    let mut resumed = checkpoint::load_checkpoint(&path).unwrap().1.to(&device).unwrap();
-    run(&mut resumed, &features, 6);
-    assert!(resumed.finished());
-    assert_eq!(bits(&resumed), bits(&streamed), "stopped after 4 steps, or never");
+    let kept = |mut t: Trainer, graphs: bool| {
+        t.graphs = graphs;
+        assert!(matches!(t.keep_features(&features).unwrap(), Kept::OnDevice(_)));
+        t
+    };
+    for kind in [KINDS[0], KINDS[3], KINDS[4]] {
+        let fresh = || on(&device, kind, 2);
+        let mut streamed = fresh();
+        let summaries: Vec<_> =
+            (0..6).filter_map(|_| streamed.step(&features).unwrap().epoch).map(|e| e.summary).collect();
+        let mut pieces = kept(fresh(), false);
+        run(&mut pieces, &features, 6);
+        assert_eq!(bits(&pieces), bits(&streamed), "{kind:?}: features kept on the device, or uploaded");
+        // The last batch of an epoch has fewer pictures, and so a graph of its own.
+        let mut whole = kept(fresh(), true);
+        for summary in &summaries {
+            let reports = whole.advance(&features).unwrap();
+            assert_eq!(reports.len(), 3, "{kind:?}: an epoch at once");
+            assert_eq!(&reports[2].epoch.as_ref().unwrap().summary, summary);
+        }
+        assert_eq!(bits(&whole), bits(&streamed), "{kind:?}: graphs, or launched piece by piece");
+        // Stopped in the middle of an epoch.
+        let mut first = kept(fresh(), true);
+        run(&mut first, &features, 4);
+        checkpoint::save_checkpoint(&path, &info(&first), &first).unwrap();
+        run(&mut first, &features, 2);
+        assert_eq!(bits(&first), bits(&streamed), "{kind:?}: step by step, or an epoch at once");
+        let mut resumed = kept(checkpoint::load_checkpoint(&path).unwrap().1.to(&device).unwrap(), true);
+        assert_eq!(resumed.advance(&features).unwrap().len(), 2);
+        assert!(resumed.finished());
+        assert_eq!(bits(&resumed), bits(&streamed), "{kind:?}: stopped after 4 steps, or never");
+    }
+}
+
+/// What a step draws and how far it goes is no part of its graph, the settings it was recorded with are.
+fn a_graph_is_recorded_again_when_a_setting_changes(gpu: Gpu) {
+    let (features, device) = (Drawn::new(10, 5 * 4 * 12), Device::Gpu(gpu));
+    let change = |graphs: bool| {
+        let mut t = on(&device, KINDS[0], 5);
+        t.graphs = graphs;
+        t.keep_features(&features).unwrap();
+        run(&mut t, &features, 2);
+        let before = t.launches();
+        (t.config.jitter, t.config.clip) = (false, 1e-3);
+        run(&mut t, &features, 2);
+        t.config.schedule = vec![(0, 0.5)];
+        run(&mut t, &features, 2);
+        (bits(&t), before, t.launches())
+    };
+    let ((graphs, before, after), (pieces, none, _)) = (change(true), change(false));
+    assert_eq!(graphs, pieces);
+    assert_eq!(none, None);
+    // The jitter, its sum with the coordinates, and the gradient through that sum.
+    assert_eq!(after.unwrap() + 3, before.unwrap());
+}
+
+/// The error of an epoch that was done at once is that of its first step that failed.
+fn a_loss_that_is_no_number_stops_an_epoch(gpu: Gpu) {
+    let (mut features, device) = (Drawn::new(12, 5 * 4 * 12), Device::Gpu(gpu));
+    features.0[3][0] = f32::INFINITY;
+    let stopped = |keep: bool| {
+        let mut t = on(&device, KINDS[0], 1);
+        if keep {
+            t.keep_features(&features).unwrap();
+        }
+        let refusal = (0..3).find_map(|_| t.advance(&features).err()).expect("an infinite feature must stop it");
+        refusal.to_string().split(':').next().unwrap().to_owned()
+    };
+    let at = stopped(true);
+    assert!(at.starts_with("training diverged at epoch 1, step "), "{at}");
+    assert_eq!(at, stopped(false));
 }
 
 fn each(open: impl Fn(Precision) -> Option<Gpu>, test: impl Fn(Gpu)) {
@@ -103,6 +167,16 @@ mod emulated {
     fn a_device_keeps_its_promises_about_bits() {
         each(device::emulated, keeps_its_promises_about_bits);
     }
+
+    #[test]
+    fn a_graph_is_recorded_again_when_a_setting_changes() {
+        each(device::emulated, super::a_graph_is_recorded_again_when_a_setting_changes);
+    }
+
+    #[test]
+    fn a_loss_that_is_no_number_stops_an_epoch() {
+        each(device::emulated, super::a_loss_that_is_no_number_stops_an_epoch);
+    }
 }
 
 mod hardware {
@@ -121,5 +195,15 @@ mod hardware {
     #[test]
     fn a_device_keeps_its_promises_about_bits() {
         each(device::hardware, keeps_its_promises_about_bits);
+    }
+
+    #[test]
+    fn a_graph_is_recorded_again_when_a_setting_changes() {
+        each(device::hardware, super::a_graph_is_recorded_again_when_a_setting_changes);
+    }
+
+    #[test]
+    fn a_loss_that_is_no_number_stops_an_epoch() {
+        each(device::hardware, super::a_loss_that_is_no_number_stops_an_epoch);
     }
 }

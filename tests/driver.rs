@@ -129,6 +129,35 @@ fn a_whole_run_through_the_driver() {
     assert_eq!(cpu["computed"], 16);
 }
 
+/// Tensor maps and clusters as the driver wants them, where they are forced and nowhere else. The stand-in is of the one
+/// architecture that can have them.
+#[test]
+fn kernels_for_hopper_are_launched_where_they_are_forced() {
+    let (home, driver, old) = (new_folder(), library(&[]), library(&["-DCUDA_11"]));
+    let home = home.path();
+    let train = |way: &str, folder: &TempDir, faults: &str, model: &str, out: &str| {
+        let mut command = grad(home);
+        command.env_remove("GRAD_DEVICE").env("LD_LIBRARY_PATH", folder.path()).env("FAKE_CUDA", faults);
+        let fixed = ["--batch", "4", "--epochs", "1", "--device", "cuda", "--precision", "bf16"];
+        command.env("GRAD_HOPPER", way).args(&TRAIN[..TRAIN.len() - 3]).args(fixed);
+        command.args(["--model", model, "--out", out]);
+        go(command)
+    };
+    let refusal = "clusters=719";
+    let launching = "launching pointwise_conv_wgmma_forward: unspecified launch failure";
+    refused(train("force", &driver, refusal, "crad", "refused"), home, &[launching]);
+    refused(train("force", &old, "", "crad", "old"), home, &["has no function cuTensorMapEncode", "GRAD_HOPPER=off"]);
+    assert!(!home.join("refused/model.safetensors").exists() && !home.join("old/model.safetensors").exists());
+    train("on", &driver, "", "crad", "none").expect(2, &["GRAD_HOPPER=on", "off or force"]);
+    assert!(!home.join("none").exists());
+    train("off", &driver, refusal, "crad", "off").expect(0, &[]);
+    // Nothing was measured on such a device: nobody takes them of his own accord.
+    train("", &old, "", "crad", "measured").expect(0, &[]);
+    for model in ["grad", "crad"] {
+        train("force", &driver, "", model, model).expect(0, &[]);
+    }
+}
+
 #[test]
 fn a_device_lost_in_mid_run_harms_nothing() {
     let (home, driver) = (new_folder(), library(&[]));
@@ -155,18 +184,18 @@ fn too_little_memory_for_the_features_is_no_failure() {
     let (home, driver) = (new_folder(), library(&[]));
     let home = home.path();
     let good = home.join("data/bolt/train/good");
-    (0..192).for_each(|i| _ = fs::copy(good.join("0.png"), good.join(format!("copy{i}.png"))).unwrap());
+    (0..392).for_each(|i| _ = fs::copy(good.join("0.png"), good.join(format!("copy{i}.png"))).unwrap());
     let features = ["features", "--data", "data", "--image-size", "64", "--device", "cuda"];
     on_driver(home, driver.path(), "", &features).expect(0, &[]);
-    // 7 MiB of features, 9 of parameters and weights, and what a step on one picture needs.
+    // 14 MiB of features, 9 of parameters and weights, as much for inference, and what a step on one picture needs.
     let train = |batch| [&TRAIN[..], &[batch, "--epochs", "1", "--device", "cuda"]].concat();
     let streamed = ["has no room for all features", "MiB: they are streamed"];
-    on_driver(home, driver.path(), "memory=20000000", &train("1")).expect(0, &streamed);
+    on_driver(home, driver.path(), "memory=40000000", &train("1")).expect(0, &streamed);
     fs::remove_dir_all(home.join("run")).unwrap();
     on_driver(home, driver.path(), "", &train("1")).expect(0, &["keeps all features"]);
     fs::remove_dir_all(home.join("run")).unwrap();
     // A step on 64 pictures does not fit. The run stays as it was before that step.
-    let refusal = on_driver(home, driver.path(), "memory=20000000", &train("64")).expect(5, &streamed);
+    let refusal = on_driver(home, driver.path(), "memory=40000000", &train("64")).expect(5, &streamed);
     refused(refusal, home, &["Stand-in GPU has no room for", "--batch"]);
     assert!(home.join("run/checkpoint.safetensors").exists() && !home.join("run/model.safetensors").exists());
     run(home, &["train", "--resume", "run"]).expect(0, &["at epoch 1, step 1"]);

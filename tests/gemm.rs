@@ -72,7 +72,7 @@ impl Device {
         launch::pointwise_conv_lay_out_weights(gpu, threads, w.slice(), &mut laid_out.slice_mut(), k, n, pitch)
             .unwrap();
         let (over, rounded, to) = (grid(tiling, [m, n], 1), laid_out.slice(), &mut got.slice_mut());
-        launch::pointwise_conv_forward(gpu, over, x.slice(), rounded, None, None, to, m, n, k, pitch, 0, tiling)
+        launch::pointwise_conv_forward(gpu, over, x.slice(), rounded, None, None, None, to, m, n, k, pitch, 0, tiling)
             .unwrap();
         self.expect(&what, &got, &y);
 
@@ -111,6 +111,7 @@ impl Device {
             over,
             x.slice(),
             rounded,
+            None,
             None,
             None,
             to,

@@ -255,6 +255,10 @@ fn thresholds_come_from_pictures_it_has_not_seen() {
     fs::rename(home.join("data/bolt/test/good/4.png"), home.join("new/4.png")).unwrap();
     let one = calibrate(&["--good", "new", "--class", "bolt", "--json"]).expect(0, &[]).json();
     assert_eq!(held_out(&one, "bolt"), 1);
+    // A finished run that is opened again keeps them.
+    run(home, &["train", "--resume", "run"]).expect(0, &["kept: "]);
+    let shown = run(home, &["model", "show", "run", "--json"]).expect(0, &[]).json();
+    assert_eq!(held_out(&shown["thresholds"], "bolt"), 1, "{shown}");
     // A class without held-out pictures has no threshold of its own.
     run(home, &["predict", "run", "data/cloth/test", "--class", "cloth"]).expect(4, &["no picture of class `cloth`"]);
     run(home, &["predict", "run", "data/cloth/test", "--out", "none"]).expect(0, &["verdict"]);

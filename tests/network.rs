@@ -87,10 +87,12 @@ fn each(f: impl Fn(&Case)) {
         let (config, float32_error) = (file.metadata("config").clone(), file.metadata("float32_error").clone());
         f(&Case { file: &file, prefix: String::new(), config, float32_error });
     }
-    let file = Fixture::read("head_switches");
-    for (case, config) in file.metadata("cases").as_object().unwrap() {
-        let (config, float32_error) = (config.clone(), file.metadata("float32_error")[case].clone());
-        f(&Case { file: &file, prefix: format!("{case}."), config, float32_error });
+    for name in ["head_switches", "head_memories"] {
+        let file = Fixture::read(name);
+        for (case, config) in file.metadata("cases").as_object().unwrap() {
+            let (config, float32_error) = (config.clone(), file.metadata("float32_error")[case].clone());
+            f(&Case { file: &file, prefix: format!("{case}."), config, float32_error });
+        }
     }
 }
 
@@ -167,7 +169,11 @@ fn whole_models_pass_a_gradient_check_in_double_precision() {
         for ((name, leaf), grad) in leaves.iter().zip(&grads) {
             let key = format!("grad.{name}");
             let err = difference(grad.iter().copied(), case.get(&key).data());
-            let allowed = case.rounding(&key);
+            // No gradient flows into the mean that keys are compared with, so it is a constant of the graph, rounded once:
+            // by EPSILON / 2 of the largest value at most, in a gradient of 2 / C times it.
+            let queries =
+                f64::from(f32::EPSILON) * largest(case.get("x").data()) / case.get("x").shape().channels() as f64;
+            let allowed = case.rounding(&key) + if name == "global_keys" { queries } else { 0.0 };
             assert!(err <= allowed, "{}{key}: the definition is off by {err:.1e}, allowed {allowed:.1e}", case.prefix);
             // Elements spread evenly over the parameter; a forward pass is needed for each of two sides.
             for i in (0..grad.len()).step_by(grad.len().div_ceil(5)) {

@@ -34,6 +34,20 @@ fn open(browser: &str, page: &Path, size: &str, more: &[&str]) -> (String, Strin
     (text(output.stdout), text(output.stderr))
 }
 
+/// Opens a page wide, dark and narrow: nothing is said on its console, its script ends, and it has all of these parts.
+fn faultless(browser: &str, page: &Path, parts: &[&str]) {
+    let dark = ["--blink-settings=preferredColorScheme=0"];
+    for (size, more) in [("1200,900", &[][..]), ("1200,900", &dark), ("360,800", &[])] {
+        let (document, said) = open(browser, page, size, more);
+        let faults: Vec<&str> = said.lines().filter(|line| line.contains(":CONSOLE")).collect();
+        assert_eq!(faults, [""; 0], "{size} {more:?}");
+        assert!(document.contains("data-ready=\"yes\""), "the script did not end: {said}");
+        for part in parts {
+            assert!(document.contains(part), "{part}");
+        }
+    }
+}
+
 #[test]
 fn a_browser_finds_no_fault() {
     let Some(browser) = browser() else {
@@ -49,24 +63,16 @@ fn a_browser_finds_no_fault() {
     let page = home.join("page.html");
     assert_eq!(written["bytes"], std::fs::metadata(&page).unwrap().len());
 
-    let dark = ["--blink-settings=preferredColorScheme=0"];
-    for (size, more) in [("1200,900", &[][..]), ("1200,900", &dark), ("360,800", &[])] {
-        let (document, said) = open(&browser, &page, size, more);
-        let faults: Vec<&str> = said.lines().filter(|line| line.contains(":CONSOLE")).collect();
-        assert_eq!(faults, [""; 0], "{size} {more:?}");
-        assert!(document.contains("data-ready=\"yes\""), "the script did not end: {said}");
-        for part in [
-            "bolt",
-            "cloth",
-            "aria-label=\"ROC curve of bolt",
-            "loss ends at",
-            "global grid",
-            "median, ms",
-            "pictures learnt",
-        ] {
-            assert!(document.contains(part), "{part}");
-        }
-    }
+    let grids = ["aria-label=\"ROC curve of bolt", "loss ends at", "global grid"];
+    faultless(&browser, &page, &[&["bolt", "cloth", "median, ms", "pictures learnt"], &grids[..]].concat());
+
+    let study = ["study", "settings", "--data", "data", "--image-size", "64", "--blocks", "0", "--epochs", "1"];
+    let vary = ["--seeds", "1,2", "--vary", "jitter=off", "--out", "study"];
+    run(home, &[&study[..], &vary].concat()).expect(0, &[]);
+    run(home, &["report", "study"]).expect(0, &[]);
+    let parts =
+        ["no jitter", "bolt", "aria-label=\"pixel AUROC of every run", "as configured, seed 2", "jitter = false"];
+    faultless(&browser, &home.join("study/report.html"), &parts);
 
     // The test itself must be able to fail: a page that breaks is noticed.
     let text = std::fs::read_to_string(&page).unwrap();

@@ -6,9 +6,8 @@ mod training;
 
 use grad::checkpoint;
 use grad::device::Device;
-use grad::model::ModelKind;
 use grad::train::{TrainConfig, Trainer};
-use training::{Drawn, bits, follow_pytorch, info, run, trainer};
+use training::{Drawn, KINDS, bits, follow_pytorch, info, run, trainer};
 
 #[test]
 fn ten_steps_follow_pytorch() {
@@ -19,7 +18,7 @@ fn ten_steps_follow_pytorch() {
 fn a_resumed_run_ends_in_the_same_bits_wherever_it_was_stopped() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("checkpoint.safetensors");
-    for kind in ModelKind::ALL {
+    for kind in KINDS {
         let (features, mut whole) = (Drawn::new(12, 5 * 4 * 12), trainer(kind, 6));
         let steps = 6 * whole.steps_per_epoch(12);
         run(&mut whole, &features, steps);
@@ -38,7 +37,7 @@ fn a_resumed_run_ends_in_the_same_bits_wherever_it_was_stopped() {
 
 #[test]
 fn the_same_seed_gives_the_same_bits_on_any_number_of_threads() {
-    for kind in ModelKind::ALL {
+    for kind in KINDS {
         let features = Drawn::new(12, 5 * 4 * 12);
         let on = |threads: usize, seed: u64| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -61,7 +60,7 @@ fn the_same_seed_gives_the_same_bits_on_any_number_of_threads() {
 
 #[test]
 fn training_learns_and_a_loss_that_is_no_number_stops_it() {
-    let (mut features, mut t) = (Drawn::new(12, 5 * 4 * 12), trainer(ModelKind::CradS, 40));
+    let (mut features, mut t) = (Drawn::new(12, 5 * 4 * 12), trainer(KINDS[0], 40));
     let mut losses = vec![];
     while !t.finished() {
         losses.extend(t.step(&features).unwrap().epoch.map(|e| e.summary.loss));
@@ -69,7 +68,7 @@ fn training_learns_and_a_loss_that_is_no_number_stops_it() {
     assert_eq!(losses.len(), 40);
     assert!(losses[39] < 0.8 * losses[0], "{} to {}", losses[0], losses[39]);
     features.0[3][0] = f32::INFINITY;
-    let mut t = trainer(ModelKind::CradS, 1);
+    let mut t = trainer(KINDS[0], 1);
     let message = (0..3).find_map(|_| t.step(&features).err()).expect("an infinite feature must stop it").to_string();
     assert!(message.contains("diverged"), "{message}");
 }

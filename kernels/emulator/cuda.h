@@ -321,6 +321,8 @@ EMULATED_DEVICE T max(T a, T b) {
   return a < b ? b : a;
 }
 EMULATED_DEVICE float min(float a, float b) { return fminf(a, b); }
+// To [0, 1]; a NaN becomes 0, as the hardware has it.
+EMULATED_DEVICE float __saturatef(float x) { return x > 0.0f ? fminf(x, 1.0f) : 0.0f; }
 EMULATED_DEVICE float max(float a, float b) { return fmaxf(a, b); }
 EMULATED_DEVICE double min(double a, double b) { return fmin(a, b); }
 EMULATED_DEVICE double max(double a, double b) { return fmax(a, b); }

@@ -19,26 +19,24 @@ use rayon::prelude::*;
 use super::names::{Names, Naming, Place, check_digits};
 use super::plan::{Network, Plan, Stage};
 use super::source::Source;
-use super::weights::{Layer, Weights};
+use super::weights::Weights;
 use crate::buffer::Buffer;
 use crate::device::Device;
 use crate::device::cuda::Gpu;
 use crate::error::{Error, Result};
-use crate::ops::{
-    Add, ChannelScale, Concat, Conv2d, DepthwiseConv2d, GlobalAvgPool, Kind, PointwiseConv, UpsampleBilinear,
-};
+use crate::nn::frozen::{Frozen, FrozenGate};
+use crate::ops::{Concat, Conv2d, DepthwiseConv2d, Kind, UpsampleBilinear};
 use crate::tape::Tape;
 use crate::tensor::Tensor;
 
 /// One inverted bottleneck.
 pub(super) struct Block {
-    expand: Option<Layer>,
-    depthwise: Layer,
+    expand: Option<Frozen>,
+    depthwise: Frozen,
     kernel: usize,
     stride: usize,
-    /// Reduce, expand.
-    squeeze: Option<[Layer; 2]>,
-    project: Layer,
+    squeeze: Option<FrozenGate>,
+    project: Frozen,
     residual: bool,
 }
 
@@ -46,7 +44,7 @@ pub(super) struct Block {
 pub struct Backbone {
     network: Network,
     origin: Origin,
-    stem: Layer,
+    stem: Frozen,
     blocks: Vec<Block>,
 }
 
@@ -106,7 +104,7 @@ impl Backbone {
     }
 
     /// The layers of a network; in a survey of a file that does not fit they are not to be used.
-    pub(super) fn read(plan: &Plan, weights: &Weights) -> Result<(Layer, Vec<Block>)> {
+    pub(super) fn read(plan: &Plan, weights: &Weights) -> Result<(Frozen, Vec<Block>)> {
         let stem = weights.stem().normalised("_conv_stem", "_bn0", [plan.stem, 3, 3, 3])?;
         let (mut blocks, mut inputs) = (Vec::new(), plan.stem);
         for (at, stage) in plan.stages.iter().enumerate() {
@@ -267,12 +265,12 @@ impl Backbone {
     /// As [`Self::forward`].
     pub fn taps(&self, x: &Tensor) -> Result<[Tensor; 2]> {
         let [_, h, w] = expect_pictures(x)?;
-        let (plan, tape, pads) = (self.network.plan(), Tape::off(), self.pads(h, w));
+        let (plan, pads) = (self.network.plan(), self.pads(h, w));
         let stem = Conv2d { stride: 2, pad: pads[0], act: plan.act };
-        let mut h = tape.apply(stem, &[x, &self.stem.weight, &self.stem.bias])?;
+        let mut h = self.stem.conv2d(x, stem, None)?;
         let mut tap = None;
         for (i, (block, &pad)) in self.blocks.iter().zip(&pads[1..]).enumerate() {
-            h = block.forward(&tape, &h, plan.act, pad)?;
+            h = block.forward(&h, plan.act, pad)?;
             if i == plan.taps[0] {
                 tap = Some(h.clone());
             }
@@ -296,10 +294,13 @@ impl Block {
             kernel,
             stride,
             squeeze: match plan.squeeze {
-                true => Some([
-                    w.biased("_se_reduce", [squeezed, hidden, 1, 1])?,
-                    w.biased("_se_expand", [hidden, squeezed, 1, 1])?,
-                ]),
+                true => Some(FrozenGate {
+                    layers: [
+                        (w.biased("_se_reduce", [squeezed, hidden, 1, 1])?, Kind::Swish),
+                        (w.biased("_se_expand", [hidden, squeezed, 1, 1])?, Kind::Sigmoid),
+                    ],
+                    act: Kind::Identity,
+                }),
                 false => None,
             },
             project: w.normalised("_project_conv", "_bn2", [stage.outputs, hidden, 1, 1])?,
@@ -311,31 +312,22 @@ impl Block {
         Ok(Block {
             expand: self.expand.as_ref().map(|layer| layer.to(device)).transpose()?,
             depthwise: self.depthwise.to(device)?,
-            squeeze: match &self.squeeze {
-                Some([reduce, expand]) => Some([reduce.to(device)?, expand.to(device)?]),
-                None => None,
-            },
+            squeeze: self.squeeze.as_ref().map(|gate| gate.to(device)).transpose()?,
             project: self.project.to(device)?,
             ..*self
         })
     }
 
-    fn forward(&self, tape: &Tape, x: &Tensor, act: Kind, pad: [usize; 4]) -> Result<Tensor> {
-        let pointwise =
-            |layer: &Layer, x: &Tensor, act| tape.apply(PointwiseConv { act }, &[x, &layer.weight, &layer.bias]);
+    fn forward(&self, x: &Tensor, act: Kind, pad: [usize; 4]) -> Result<Tensor> {
         let mut h = match &self.expand {
-            Some(expand) => pointwise(expand, x, act)?,
+            Some(expand) => expand.pointwise(x, act, None)?,
             None => x.clone(),
         };
-        let depthwise = DepthwiseConv2d { stride: self.stride, pad, act };
-        h = tape.apply(depthwise, &[&h, &self.depthwise.weight, &self.depthwise.bias])?;
-        if let Some([reduce, expand]) = &self.squeeze {
-            let mean = tape.apply(GlobalAvgPool {}, &[&h])?;
-            let gate = pointwise(expand, &pointwise(reduce, &mean, Kind::Swish)?, Kind::Sigmoid)?;
-            h = tape.apply(ChannelScale {}, &[&h, &gate])?;
+        h = self.depthwise.depthwise(&h, DepthwiseConv2d { stride: self.stride, pad, act })?;
+        if let Some(gate) = &self.squeeze {
+            h = gate.forward(&h)?;
         }
-        let y = pointwise(&self.project, &h, Kind::Identity)?;
-        if self.residual { tape.apply(Add {}, &[&y, x]) } else { Ok(y) }
+        self.project.pointwise(&h, Kind::Identity, self.residual.then_some(x))
     }
 }
 

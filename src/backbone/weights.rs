@@ -14,46 +14,27 @@ use safetensors::Dtype;
 
 use super::names::{Names, Naming, Place};
 use super::source::Source;
-use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::nn::frozen::Frozen;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 
 /// ε of every BatchNorm, in both networks.
 const EPSILON: f64 = 1e-3;
 
-/// A convolution ready to run.
-pub(super) struct Layer {
-    /// `[KH, KW, I, O]`, `[I, O]` or `[KH, KW, C]`.
-    pub weight: Tensor,
-    /// `[O]`.
-    pub bias: Tensor,
-}
-
-impl Layer {
-    /// Reorders a kernel, each value on its way through `scaled(output channel, value)`.
-    fn new([o, i, kh, kw]: [usize; 4], weight: &[f32], bias: &[f32], scaled: impl Fn(usize, f32) -> f32) -> Self {
-        let mut ours = vec![0.0; weight.len()];
-        for (at, &w) in weight.iter().enumerate() {
-            let (out, input, tap) = (at / (i * kh * kw), at / (kh * kw) % i, at % (kh * kw));
-            ours[(tap * i + input) * o + out] = scaled(out, w);
-        }
-        let shape: Shape = match (i, kh * kw) {
-            (_, 1) => [i, o].into(),
-            (1, _) => [kh, kw, o].into(),
-            _ => [kh, kw, i, o].into(),
-        };
-        Layer { weight: Tensor::from_slice(shape, &ours), bias: Tensor::from_slice([o], bias) }
+/// Reorders a kernel, each value on its way through `scaled(output channel, value)`.
+fn layer([o, i, kh, kw]: [usize; 4], weight: &[f32], bias: &[f32], scaled: impl Fn(usize, f32) -> f32) -> Frozen {
+    let mut ours = vec![0.0; weight.len()];
+    for (at, &w) in weight.iter().enumerate() {
+        let (out, input, tap) = (at / (i * kh * kw), at / (kh * kw) % i, at % (kh * kw));
+        ours[(tap * i + input) * o + out] = scaled(out, w);
     }
-
-    /// A copy on another device, f32 in every precision.
-    pub fn to(&self, device: &Device) -> Result<Self> {
-        let copy = |t: &Tensor| {
-            let host = t.to_host()?;
-            device.gpu().map_or(Ok(host.clone()), |gpu| host.to_gpu(gpu, true))
-        };
-        Ok(Layer { weight: copy(&self.weight)?, bias: copy(&self.bias)? })
-    }
+    let shape: Shape = match (i, kh * kw) {
+        (_, 1) => [i, o].into(),
+        (1, _) => [kh, kw, o].into(),
+        _ => [kh, kw, i, o].into(),
+    };
+    Frozen::new(Tensor::from_slice(shape, &ours), Tensor::from_slice([o], bias))
 }
 
 /// A tensor that a network asked for.
@@ -169,7 +150,7 @@ impl Scope<'_, '_> {
     }
 
     /// The convolution `conv`, `[O, I, KH, KW]` in the file, with the BatchNorm `norm` behind it.
-    pub fn normalised(&self, conv: &str, norm: &str, oihw: [usize; 4]) -> Result<Layer> {
+    pub fn normalised(&self, conv: &str, norm: &str, oihw: [usize; 4]) -> Result<Frozen> {
         let weight = self.values(&format!("{conv}.weight"), &oihw)?;
         let width = [oihw[0]];
         let [gamma, beta, mean, variance] = ["weight", "bias", "running_mean", "running_var"]
@@ -185,19 +166,19 @@ impl Scope<'_, '_> {
         let bias: Vec<f32> = (beta.iter().zip(&mean).zip(&scale))
             .map(|((&b, &m), s)| (f64::from(b) - f64::from(m) * s) as f32)
             .collect();
-        let layer = Layer::new(oihw, &weight, &bias, |o, w| (f64::from(w) * scale[o]) as f32);
-        if !layer.weight.data().iter().chain(layer.bias.data()).all(|v| v.is_finite()) {
+        let folded = layer(oihw, &weight, &bias, |o, w| (f64::from(w) * scale[o]) as f32);
+        if !folded.weight.data().iter().chain(folded.bias.data()).all(|v| v.is_finite()) {
             let [norm, conv] = [key(&format!("{norm}.weight")), key(&format!("{conv}.weight"))];
             self.weights.wrong(format!("{norm:?} folded into {conv:?} leaves the range of f32"))?;
         }
-        Ok(layer)
+        Ok(folded)
     }
 
     /// The convolution `conv`, `[O, I, KH, KW]` in the file, with its own bias.
-    pub fn biased(&self, conv: &str, oihw: [usize; 4]) -> Result<Layer> {
+    pub fn biased(&self, conv: &str, oihw: [usize; 4]) -> Result<Frozen> {
         let weight = self.values(&format!("{conv}.weight"), &oihw)?;
         let bias = self.values(&format!("{conv}.bias"), &oihw[..1])?;
-        Ok(Layer::new(oihw, &weight, &bias, |_, w| w))
+        Ok(layer(oihw, &weight, &bias, |_, w| w))
     }
 }
 
@@ -246,7 +227,7 @@ mod tests {
         work(Weights::new(path, help, &Source::parse(path, help, bytes)?, &names, false))
     }
 
-    fn folded(bytes: &[u8]) -> Result<Layer> {
+    fn folded(bytes: &[u8]) -> Result<Frozen> {
         opened(bytes, |weights| weights.stem().normalised("c", "n", [4, 3, 3, 2]))
     }
 

@@ -1,5 +1,7 @@
 //! `grad features`: what `grad train` would compute first, so that it need not.
 
+use std::time::Instant;
+
 use serde_json::json;
 
 use super::machine;
@@ -38,8 +40,10 @@ pub fn run(args: FeaturesArgs) -> Result<()> {
     machine::on_device(&ui, &config, None, |device| {
         let pictures = Pictures::open(&ui, &config)?;
         let backbone = open_backbone(config.backbone, config.backbone_weights.as_deref())?.to(device)?;
+        let started = Instant::now();
         let cached = pictures.features(&ui, &config, &backbone, None)?;
-        let (total, computed, seconds) = (cached.items.len(), cached.features.computed(), cached.seconds);
+        let seconds = started.elapsed().as_secs_f64();
+        let (total, computed) = (cached.items.len(), cached.features.computed());
         let rate = total as f64 / seconds;
         let [h, w, c] = cached.features.shape();
         let value = json!({

@@ -17,6 +17,7 @@ mod predict;
 mod report;
 mod selftest;
 mod start;
+mod study;
 mod thresholds;
 mod train;
 mod ui;
@@ -58,6 +59,7 @@ enum Verb {
     Predict(predict::PredictArgs),
     Decoder(decoder::DecoderArgs),
     Report(report::ReportArgs),
+    Study(study::StudyArgs),
     Selftest(selftest::SelftestArgs),
     Model(model::ModelVerbArgs),
     Data(data::DataArgs),
@@ -113,6 +115,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Predict(args) => predict::run(args),
         Verb::Decoder(args) => decoder::run(args),
         Verb::Report(args) => report::run(args),
+        Verb::Study(args) => study::run(args),
         Verb::Selftest(args) => selftest::run(args),
         Verb::Model(args) => model::run(args),
         Verb::Data(args) => data::run(args),

@@ -9,7 +9,7 @@ use super::ui::{OutputArgs, Ui, count, size};
 use crate::checkpoint::{ModelInfo, load_model};
 use crate::detector::{model_file, unreadable};
 use crate::error::{Error, Result};
-use crate::model::Head;
+use crate::model::{Head, HeadConfig, MemoryKind};
 
 const MORE: &str = "\
 Examples:
@@ -71,7 +71,7 @@ fn describe(info: &ModelInfo, head: &Head, parameters: u128, bytes: usize) -> St
         ("written by", format!("version {}, format {}", info.version, info.format)),
         ("backbone", format!("{}, weights {}", info.backbone, info.backbone_digest)),
         ("features", format!("{h}x{w}x{c} of pictures of {0}x{0} pixels", info.image_size)),
-        ("grids", grids(info)),
+        (if info.head.memory == MemoryKind::Grid { "grids" } else { "memories" }, memories(&info.head)),
         ("classes", if info.classes.is_empty() { "not known".into() } else { info.classes.join(", ") }),
         ("pictures", format!("{} from {data}", count(info.images, "training picture"))),
         (
@@ -98,10 +98,14 @@ fn describe(info: &ModelInfo, head: &Head, parameters: u128, bytes: usize) -> St
     text
 }
 
-fn grids(info: &ModelInfo) -> String {
-    let head = &info.head;
-    let side = |name: &str, has: bool, n: usize| if has { format!("{name} {n}x{n}") } else { format!("no {name}") };
-    let [local, global] =
-        [side("local", head.local, head.local_resolution), side("global", head.global, head.global_resolution)];
-    format!("{local}, {global}; gate {}", if head.refine { "on" } else { "off" })
+fn memories(head: &HeadConfig) -> String {
+    let part = |name: &str, has: bool, side: usize, entries: usize| match head.memory {
+        _ if !has => format!("no {name}"),
+        MemoryKind::Grid => format!("{name} {side}x{side}"),
+        _ => format!("{name} {entries} entries"),
+    };
+    let local = part("local", head.local, head.local_resolution, head.local_entries);
+    let global = part("global", head.global, head.global_resolution, head.global_entries);
+    let kind = if head.memory == MemoryKind::Grid { String::new() } else { format!("{}: ", head.memory.name()) };
+    format!("{kind}{local}, {global}; gate {}", if head.refine { "on" } else { "off" })
 }

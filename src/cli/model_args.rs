@@ -1,6 +1,6 @@
 //! The model that a verb uses: which file, with which backbone, where.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::machine;
 use super::pictures::DEMO;
@@ -27,6 +27,11 @@ impl ModelArgs {
     /// The model's file.
     pub fn file(&self) -> PathBuf {
         model_file(&self.model)
+    }
+
+    /// What the user named.
+    pub fn path(&self) -> &Path {
+        &self.model
     }
 
     /// Opens the model on the device asked for, says so, and does `work` with it and the settled configuration, which

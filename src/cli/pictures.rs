@@ -1,6 +1,7 @@
 //! Pictures and their features, as every verb opens them: the user's folder or the demo set, the classes asked for.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use tempfile::TempDir;
@@ -22,12 +23,13 @@ pub const NAMED: usize = 3;
 pub const DEMO: &str = "demo";
 
 /// A dataset, and where it came from.
+#[derive(Clone)]
 pub struct Pictures {
     pub dataset: Dataset,
     /// The folders and manifests, or [`DEMO`].
     pub origins: Vec<String>,
     /// Holds the demo set when there is no cache; removed at the end.
-    _temporary: Option<TempDir>,
+    _temporary: Option<Arc<TempDir>>,
 }
 
 impl Pictures {
@@ -41,7 +43,7 @@ impl Pictures {
             ([], Cache::None) => {
                 let home = tempfile::tempdir();
                 let home = home.map_err(|e| Error::io("create a folder in", std::env::temp_dir(), &e))?;
-                (vec![demo(ui, &home.path().join("demo"))?], Some(home))
+                (vec![demo(ui, &home.path().join("demo"))?], Some(Arc::new(home)))
             }
             (paths, _) => (paths.to_vec(), None),
         };
@@ -85,16 +87,17 @@ impl Pictures {
             (n, _) => format!("{n} computed in {seconds:.1} s, the others from {}", config.cache),
         };
         ui.note("features", format_args!("{} x {h}x{w}x{c} by {}, {origin}", items.len(), backbone.name()));
-        Ok(Cached { items, features, seconds })
+        let records = (0..items.len()).collect();
+        Ok(Cached { items, features: Arc::new(features), records })
     }
 }
 
 /// Items and the features of each.
 pub struct Cached<'a> {
     pub items: Vec<&'a Item>,
-    pub features: Features,
-    /// What it took to get them.
-    pub seconds: f64,
+    pub features: Arc<Features>,
+    /// Which of the features belong to each item.
+    pub records: Vec<usize>,
 }
 
 impl Cached<'_> {
@@ -109,12 +112,18 @@ impl Cached<'_> {
 pub struct Selection<'a> {
     cached: &'a Cached<'a>,
     /// Their numbers.
-    pub of: Vec<usize>,
+    of: Vec<usize>,
 }
 
 impl Selection<'_> {
     pub fn items(&self) -> Vec<&Item> {
         self.of.iter().map(|&i| self.cached.items[i]).collect()
+    }
+
+    /// Mean of the squares of all their features.
+    pub fn mean_square(&self) -> f64 {
+        let records: Vec<usize> = self.of.iter().map(|&i| self.cached.records[i]).collect();
+        self.cached.features.mean_square(&records)
     }
 }
 
@@ -124,7 +133,7 @@ impl FeatureSource for Selection<'_> {
     }
 
     fn get(&self, i: usize) -> &[f32] {
-        self.cached.features.get(self.of[i])
+        self.cached.features.get(self.cached.records[self.of[i]])
     }
 }
 

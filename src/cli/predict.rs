@@ -5,6 +5,7 @@ mod jobs;
 mod row;
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use image::RgbImage;
 use npyz::WriterBuilder;
@@ -23,8 +24,10 @@ use crate::score::Scored;
 use jobs::{Job, collect};
 use row::{Judged, Row};
 
-/// Pictures that are held at a time; rows appear as each lot is done.
+/// Pictures that are held at a time; rows appear as each lot is done. On a device a lot is two batches, so that one is read
+/// while the other is scored.
 const LOT: usize = 16;
+const LOT_ON_A_DEVICE: usize = 64;
 
 const MORE: &str = "\
 A picture is anomalous if its score is above the threshold, which comes from
@@ -170,7 +173,8 @@ impl Prediction<'_> {
         }
         let bar = ui.bar("predict", jobs.len());
         let mut all = Vec::with_capacity(jobs.len());
-        for lot in jobs.chunks(LOT) {
+        let on_device = self.detector.params.storage().gpu().is_some();
+        for lot in jobs.chunks(if on_device { LOT_ON_A_DEVICE } else { LOT }) {
             let rows = self.lot(lot)?;
             let print = |row: &Row| {
                 if let Some(error) = row.error.as_ref().filter(|_| !ui.json) {
@@ -186,15 +190,16 @@ impl Prediction<'_> {
         Ok(all)
     }
 
-    /// Judges a lot, in order: read on all threads, scored together, painted on all threads.
+    /// Judges a lot, in order: read and scored on all threads, or scored on a device while more are read; painted on all
+    /// threads.
     fn lot(&self, lot: &[Job]) -> Result<Vec<Row>> {
-        let (mut pictures, mut read) = (vec![], vec![]);
-        for picture in lot.par_iter().map(|job| decode_file(&job.picture)).collect::<Vec<_>>() {
-            read.push(picture.map(|picture| pictures.push(picture)));
-        }
-        let scored = self.detector.score_pictures(&pictures)?;
-        let mut each = pictures.into_iter().zip(scored);
-        let outcomes = read.into_iter().map(|read| read.map(|()| each.next().expect("every picture was scored")));
+        let mut read: Vec<OnceLock<Result<Picture>>> = lot.iter().map(|_| OnceLock::new()).collect();
+        let read_once = |i: usize| read[i].get_or_init(|| decode_file(&lot[i].picture)).as_ref().ok();
+        let scored = self.detector.score_read(lot.len(), &read_once)?;
+        let outcomes = read.iter_mut().zip(scored).map(|(read, scored)| {
+            let picture = read.take().expect("every picture was asked for")?;
+            Ok((picture, scored.expect("what could be read was scored")))
+        });
         let outcomes: Vec<(&Job, Result<(Picture, Scored)>)> = lot.iter().zip(outcomes).collect();
         let row = |(job, outcome): (&Job, Result<(Picture, Scored)>)| {
             match outcome.and_then(|(picture, scored)| self.row(job, picture, &scored)) {

@@ -19,6 +19,8 @@ use crate::config::SourceArgs;
 use crate::data::{Split, hold_out};
 use crate::decoder::Painter;
 use crate::error::{Error, Result};
+use crate::report::study_page;
+use crate::study::Study;
 use crate::train::FeatureSource;
 use gather::Gather;
 
@@ -28,8 +30,9 @@ holds small copies of some test pictures.
 
 Examples:
   grad report runs/parts
+  grad report runs/parts --data parts --out parts.html
   grad report runs/parts --decoder runs/parts/decoder.safetensors
-  grad report runs/parts --data parts --out parts.html";
+  grad report runs/study-ablation                        of a study, finished or not";
 
 /// Write one HTML file: figures, verdicts, pictures, grids, timings
 #[derive(clap::Args)]
@@ -52,6 +55,11 @@ pub struct ReportArgs {
 pub fn run(args: ReportArgs) -> Result<()> {
     let ReportArgs { model, source, decoder, out, output } = args;
     let ui = Ui::new(output);
+    if let Some(study) = Study::read(model.path())? {
+        let folder = model.path();
+        let page = study_page(&study, &gather::name_of(folder), &folder.display().to_string())?;
+        return write(&ui, &out.unwrap_or_else(|| folder.join("report.html")), &page);
+    }
     let file = model.file();
     let folder = file.parent().unwrap_or(Path::new("")).to_owned();
     let out = out.unwrap_or_else(|| folder.join("report.html"));
@@ -73,8 +81,12 @@ pub fn run(args: ReportArgs) -> Result<()> {
         let (detector, dataset, file) = (&detector, &pictures.dataset, &file);
         let gather = Gather { ui: &ui, detector, painter, dataset, train: &train, test: &test, machine, file };
         let page = gather.report(&folder)?.html();
-        write_atomic(&out, |writer| writer.write_all(page.as_bytes()))?;
-        let value = json!({ "report": out.display().to_string(), "bytes": page.len() });
-        ui.result(&value, format_args!("{} ({})\n", out.display(), size(page.len())))
+        write(&ui, &out, &page)
     })
+}
+
+fn write(ui: &Ui, out: &Path, page: &str) -> Result<()> {
+    write_atomic(out, |writer| writer.write_all(page.as_bytes()))?;
+    let value = json!({ "report": out.display().to_string(), "bytes": page.len() });
+    ui.result(&value, format_args!("{} ({})\n", out.display(), size(page.len())))
 }

@@ -34,9 +34,15 @@ impl Start {
         let (head, recipe) = (&self.info.head, &mut flags.recipe);
         recipe.model.get_or_insert(head.kind);
         recipe.blocks.get_or_insert(head.blocks);
+        recipe.expansion.get_or_insert(head.expansion as f64 / head.channels as f64);
         recipe.local.get_or_insert(head.local);
         recipe.global.get_or_insert(head.global);
         recipe.refine.get_or_insert(head.refine);
+        recipe.memory.get_or_insert(head.memory);
+        if recipe.memory == Some(head.memory) && !head.memory.has_coordinates() {
+            recipe.local_entries.get_or_insert(head.local_entries);
+            recipe.global_entries.get_or_insert(head.global_entries);
+        }
         recipe.local_resolution.get_or_insert(head.local_resolution);
         recipe.global_resolution.get_or_insert(head.global_resolution);
         recipe.mse_coef.get_or_insert(MseCoef::Value(head.mse_coef));
@@ -69,8 +75,8 @@ impl Start {
             ));
         }
         let mse_coef = if let MseCoef::Value(k) = config.mse_coef { k } else { head.mse_coef };
-        let HeadConfig { expansion, mse_weight, cos_weight, .. } = *head;
-        let wanted = HeadConfig { expansion, mse_weight, cos_weight, ..config.head(shape, mse_coef) };
+        let HeadConfig { mse_weight, cos_weight, .. } = *head;
+        let wanted = HeadConfig { mse_weight, cos_weight, ..config.head(shape, mse_coef) };
         if wanted != *head {
             return Err(Error::config(
                 format!("{} is not the network that the settings ask for", self.path.display()),

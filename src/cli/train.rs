@@ -1,10 +1,13 @@
 //! `grad train`: one run, or one for each class and seed, each in a folder of its own.
 
+pub mod inputs;
 mod job;
 mod many;
+pub mod member;
 pub mod oracle;
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use serde_json::json;
 
@@ -14,6 +17,7 @@ use super::{interrupt, machine};
 use crate::config::{Config, ExtractorArgs, MachineArgs, RecipeArgs, Settings, SourceArgs};
 use crate::error::{Error, Result};
 use crate::run_folder::RunFolder;
+use inputs::Inputs;
 use job::{Job, Trained};
 
 /// What a resumed run may have different from how it began. Nothing else: it would not be the same run.
@@ -85,8 +89,11 @@ pub fn run(args: TrainArgs) -> Result<()> {
         if many {
             return many::train(&ui, &config, device, run);
         }
-        let resume = run.path().to_owned();
-        let trained = Job { ui: &ui, config: &config, device, run, resumed, resume, start: start.as_ref() }.train()?;
+        let started = Instant::now();
+        let inputs = &Inputs::open(&ui, &config, device)?;
+        let (go_on, start) = (format!("grad train --resume {}", run.path().display()), start.as_ref());
+        let job = Job { ui: &ui, config: &config, device, inputs, run, resumed, start, go_on, started };
+        let trained = job.train()?;
         ui.result(&json(&trained), table(&trained))
     })
 }

@@ -27,11 +27,7 @@ use crate::Result;
 /// Resizes a picture to `size` by `size` pixels, whatever its shape, and normalises it: `(v/255 − mean)/std` in f32, as
 /// torchvision's `ToTensor` and `Normalize` do it. Returns `[size, size, 3]`, RGB; `mean` and `std` are RGB too.
 pub fn preprocess(picture: &Picture, size: usize, mean: [f32; 3], std: [f32; 3]) -> Vec<f32> {
-    let plan = resize::Bilinear::new((picture.width, picture.height), (size, size));
-    // A byte has 256 values: three divisions each, done once.
-    let table: [[f32; 256]; 3] =
-        std::array::from_fn(|c| std::array::from_fn(|v| (v as f32 / 255.0 - mean[c]) / std[c]));
-    let bytes = plan.apply(&picture.rgb, 3);
+    let (table, bytes) = (normalisation(mean, std), resized(picture, size));
     let mut values = vec![0.0; bytes.len()];
     for (pixel, bytes) in values.as_chunks_mut::<3>().0.iter_mut().zip(bytes.as_chunks::<3>().0) {
         for c in 0..3 {
@@ -39,6 +35,16 @@ pub fn preprocess(picture: &Picture, size: usize, mean: [f32; 3], std: [f32; 3])
         }
     }
     values
+}
+
+/// The first half of [`preprocess`]: bytes `[size, size, 3]`, RGB.
+pub fn resized(picture: &Picture, size: usize) -> Vec<u8> {
+    resize::Bilinear::new((picture.width, picture.height), (size, size)).apply(&picture.rgb, 3)
+}
+
+/// The second half: what each byte of each colour becomes. A byte has 256 values: three divisions each, done once.
+pub fn normalisation(mean: [f32; 3], std: [f32; 3]) -> [[f32; 256]; 3] {
+    std::array::from_fn(|c| std::array::from_fn(|v| (v as f32 / 255.0 - mean[c]) / std[c]))
 }
 
 /// Where the defects of a picture are: `[size, size]`, 1 where any of its masks is anything but 0. Without a mask a good

@@ -16,7 +16,7 @@ use crate::data::{Picture, decode_file, preprocess};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::{Context, Params};
-use crate::optim::{AdamW, StepSize};
+use crate::optim::{AdamW, StepSize, Steps};
 use crate::rng::Rng;
 use crate::storage::Storage;
 use crate::tensor::Tensor;
@@ -115,6 +115,8 @@ pub struct DecoderTrainer {
     pub progress: Progress,
     device: Device,
     grads: Storage,
+    /// On a device: what its steps need from the host.
+    steps: Option<Steps>,
 }
 
 impl DecoderTrainer {
@@ -140,7 +142,7 @@ impl DecoderTrainer {
         progress: Progress,
     ) -> Self {
         let grads = Storage::Host(Buffer::filled(params.trained_range().len(), 0.0));
-        DecoderTrainer { decoder, params, optimiser, training, progress, device: Device::Cpu, grads }
+        DecoderTrainer { decoder, params, optimiser, training, progress, device: Device::Cpu, grads, steps: None }
     }
 
     /// Moves it to another device, to go on there.
@@ -153,7 +155,8 @@ impl DecoderTrainer {
         }
         let (params, optimiser) = (self.params.to(device)?, self.optimiser.to(device)?);
         let grads = device.copy_of(&self.grads)?;
-        Ok(DecoderTrainer { params, optimiser, grads, device: device.clone(), ..self })
+        let steps = device.gpu().map(|gpu| Steps::new(gpu, &params, 1)).transpose()?;
+        Ok(DecoderTrainer { params, optimiser, grads, steps, device: device.clone(), ..self })
     }
 
     /// Whether every epoch has been trained.
@@ -182,13 +185,7 @@ impl DecoderTrainer {
         let first = self.progress.step * self.training.batch;
         let places = &order[first..(first + self.training.batch).min(images)];
         let (x, pictures) = (self.placed(self.features(features, places)?)?, self.placed(targets.batch(places))?);
-        let cx = Context::train(&self.params, 1);
-        let loss = self.decoder.loss(&cx, &x, &pictures)?;
-        cx.finish(&loss, &mut self.params, &mut self.grads)?;
-        let rate = self.training.rate_in(self.progress.epoch);
-        let size = StepSize { grids: rate, network: rate, decay: self.training.decay, clip: self.training.clip };
-        let norm = self.optimiser.step(&mut self.params, &self.grads, size)?;
-        let loss = f64::from(loss.to_host()?.data()[0]);
+        let [loss, norm] = self.update(&x, &pictures)?;
         if !(loss.is_finite() && norm.is_finite()) {
             let at = format!("epoch {}, step {}", self.progress.epoch + 1, self.progress.step + 1);
             let help = "look for pictures whose features are not finite, or try another --seed";
@@ -205,6 +202,26 @@ impl DecoderTrainer {
         let ended = std::mem::take(p);
         p.epoch = ended.epoch + 1;
         Ok(Some((ended.loss / images as f64, ended.seconds)))
+    }
+
+    /// Forward, backward and AdamW on one batch, where the trainer's values lie: the loss, and the gradient norm before
+    /// clipping.
+    fn update(&mut self, x: &Tensor, pictures: &Tensor) -> Result<[f64; 2]> {
+        let rate = self.training.rate_in(self.progress.epoch);
+        let size = StepSize { grids: rate, network: rate, decay: self.training.decay, clip: self.training.clip };
+        if let Some(steps) = &mut self.steps {
+            steps.begin(self.optimiser.steps + 1, 1, size)?;
+        }
+        let cx = Context::train(&self.params, 1);
+        let loss = self.decoder.loss(&cx, x, pictures)?;
+        cx.finish(&loss, &mut self.params, &mut self.grads)?;
+        let Some(steps) = &mut self.steps else {
+            let norm = self.optimiser.step(&mut self.params, self.grads.host(), size);
+            return Ok([loss.data()[0].into(), norm]);
+        };
+        self.optimiser.launch(&mut self.params, &self.grads, &loss, size.clip, steps)?;
+        self.optimiser.steps += 1;
+        Ok(steps.found(1)?[0])
     }
 
     fn features(&self, source: &dyn FeatureSource, places: &[usize]) -> Result<Tensor> {

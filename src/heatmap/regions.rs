@@ -4,7 +4,11 @@
 //! Its outline runs along the borders between values, so it encloses exactly what is at or above the level: from the
 //! upper left corner of the topmost, leftmost value, clockwise, one point per turn. Holes are not outlined.
 
+use std::ops::Range;
+
 use serde::Serialize;
+
+use crate::components::components;
 
 /// One region, in pixels of the picture that the map belongs to; x to the right, y down, from the upper left corner.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -22,42 +26,50 @@ pub struct Region {
 
 /// The regions of the map `[h, w]` at or above `level`, the highest peak first, scaled to a picture of `width` x `height`.
 pub fn regions(map: &[f32], h: usize, w: usize, level: f32, [width, height]: [usize; 2]) -> Vec<Region> {
-    let mut labels = vec![0u32; map.len()];
-    let mut found: Vec<Region> = vec![];
-    let scale = [width as f32 / w as f32, height as f32 / h as f32];
-    let mut open = vec![];
-    for start in 0..map.len() {
-        // A NaN is in no region.
-        if labels[start] != 0 || map[start] < level || map[start].is_nan() {
-            continue;
-        }
-        let label = found.len() as u32 + 1;
-        labels[start] = label;
-        open.push(start);
-        let (mut area, mut peak) = (0, map[start]);
-        let (mut left, mut right, mut bottom) = (w, 0, 0);
-        while let Some(at) = open.pop() {
-            let (x, y) = (at % w, at / w);
-            (area, peak) = (area + 1, peak.max(map[at]));
-            (left, right, bottom) = (left.min(x), right.max(x), bottom.max(y));
-            for ny in y.saturating_sub(1)..=(y + 1).min(h - 1) {
-                for nx in x.saturating_sub(1)..=(x + 1).min(w - 1) {
-                    let next = ny * w + nx;
-                    if labels[next] == 0 && map[next] >= level {
-                        labels[next] = label;
-                        open.push(next);
-                    }
-                }
-            }
-        }
-        let top = start / w;
-        let at = |x: usize, y: usize| [x as f32 * scale[0], y as f32 * scale[1]];
-        let ([x, y], [x1, y1]) = (at(left, top), at(right + 1, bottom + 1));
-        let contour = outline(&labels, h, w, start).into_iter().map(|[x, y]| at(x, y)).collect();
-        found.push(Region { bounds: [x, y, x1 - x, y1 - y], area: area as f32 * scale[0] * scale[1], peak, contour });
+    // A NaN is in no region.
+    let (runs, count) = components(map, w, |&value| value >= level);
+    let mut found = vec![Extent::default(); count];
+    let mut labels = vec![0_u32; map.len()];
+    for run in &runs {
+        found[run.component].add(run.pixels.clone(), &map[run.pixels.clone()], w);
+        labels[run.pixels.clone()].fill(run.component as u32 + 1);
     }
+    let scale = [width as f32 / w as f32, height as f32 / h as f32];
+    let at = |x: usize, y: usize| [x as f32 * scale[0], y as f32 * scale[1]];
+    let region = |e: Extent| {
+        let ([x, y], [x1, y1]) = (at(e.columns.start, e.start / w), at(e.columns.end, e.bottom + 1));
+        let contour = outline(&labels, h, w, e.start).into_iter().map(|[x, y]| at(x, y)).collect();
+        let area = e.area as f32 * scale[0] * scale[1];
+        Region { bounds: [x, y, x1 - x, y1 - y], area, peak: e.peak, contour }
+    };
+    let mut found: Vec<Region> = found.into_iter().map(region).collect();
     found.sort_by(|a, b| b.peak.total_cmp(&a.peak));
     found
+}
+
+/// What the runs of a region add up to, in values of the map.
+#[derive(Clone, Default)]
+struct Extent {
+    /// Its first value in reading order.
+    start: usize,
+    columns: Range<usize>,
+    /// Its last row.
+    bottom: usize,
+    area: usize,
+    peak: f32,
+}
+
+impl Extent {
+    /// Runs come in reading order.
+    fn add(&mut self, pixels: Range<usize>, values: &[f32], w: usize) {
+        let (left, right) = (pixels.start % w, pixels.start % w + pixels.len());
+        let peak = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        if self.area == 0 {
+            (self.start, self.columns, self.peak) = (pixels.start, left..right, peak);
+        }
+        self.columns = self.columns.start.min(left)..self.columns.end.max(right);
+        (self.bottom, self.area, self.peak) = (pixels.start / w, self.area + pixels.len(), self.peak.max(peak));
+    }
 }
 
 /// Corners of the outer border of the region that holds `start`, its first value in reading order.

@@ -12,10 +12,9 @@ mod class;
 mod pile;
 mod radix;
 mod ranking;
-mod regions;
 mod samples;
 mod spread;
-mod table;
+pub(crate) mod table;
 
 pub use class::{ClassMetrics, ClassScores, FALSE_REJECT_RATE, Intervals, Measured};
 pub use ranking::{F1Max, FPR_LIMIT, Figures, Ranking, auroc};

@@ -3,7 +3,7 @@
 use super::pile::{BUDGET, Pile};
 use super::radix;
 use super::ranking::Ranking;
-use super::regions::regions;
+use crate::components::components;
 use crate::{Error, Result};
 
 /// Scores collected picture by picture. The order of pushing does not matter. What does not fit in memory (256 MiB of
@@ -53,12 +53,14 @@ impl Samples {
     /// cannot be written to a temporary file.
     pub fn push_map(&mut self, scores: &[f32], mask: &[u8], width: usize) -> Result<()> {
         self.admit("Samples::push_map", scores, mask)?;
-        let (runs, count) = regions(mask, width);
+        let (runs, count) = components(mask, width, |&pixel| pixel != 0);
+        let mut areas = vec![0; count];
+        runs.iter().for_each(|run| areas[run.component] += run.pixels.len() as u64);
         let (positives, negatives) = (self.positives.held(), self.negatives.held());
         let mut from = 0;
         for run in &runs {
             negatives.extend(scores[from..run.pixels.start].iter().map(|&score| radix::key(score)));
-            let area = u64::from(run.area);
+            let area = areas[run.component];
             positives.extend(scores[run.pixels.clone()].iter().map(|&score| u64::from(radix::key(score)) << 32 | area));
             from = run.pixels.end;
         }

@@ -8,16 +8,16 @@ const WIDTH: usize = 80;
 
 /// A text of lines.
 #[derive(Default)]
-struct Lines(String);
+pub(crate) struct Lines(String);
 
 impl Lines {
-    fn line(&mut self, text: impl AsRef<str>) {
+    pub(crate) fn line(&mut self, text: impl AsRef<str>) {
         self.0.push_str(text.as_ref().trim_end());
         self.0.push('\n');
     }
 
     /// Words, broken between them, continued indented.
-    fn words(&mut self, text: &str) {
+    pub(crate) fn words(&mut self, text: &str) {
         let (mut line, mut width) = (String::new(), 0);
         for word in text.split_whitespace() {
             let more = word.chars().count();
@@ -33,9 +33,13 @@ impl Lines {
         }
         self.line(line);
     }
+
+    pub(crate) fn text(self) -> String {
+        self.0
+    }
 }
 
-fn percent(value: Option<f64>) -> String {
+pub(crate) fn percent(value: Option<f64>) -> String {
     value.map_or("-".into(), |x| format!("{:.2}", 100.0 * x))
 }
 

@@ -35,6 +35,49 @@ impl ModelKind {
     }
 }
 
+/// What a branch reads: how it finds its place in what was learnt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemoryKind {
+    /// A grid, read between its cells at learned coordinates: the paper's.
+    #[default]
+    Grid,
+    /// Vector quantisation: the one entry that is nearest.
+    Vq,
+    /// A mix of all entries, weighted by their likeness.
+    Attention,
+}
+
+impl MemoryKind {
+    /// Every kind.
+    pub const ALL: [MemoryKind; 3] = [MemoryKind::Grid, MemoryKind::Vq, MemoryKind::Attention];
+
+    /// Name on the command line and in model files.
+    pub fn name(self) -> &'static str {
+        match self {
+            MemoryKind::Grid => "grid",
+            MemoryKind::Vq => "vq",
+            MemoryKind::Attention => "attention",
+        }
+    }
+
+    /// Whether it is read at coordinates, which can be jittered and drawn.
+    pub fn has_coordinates(self) -> bool {
+        self == MemoryKind::Grid
+    }
+
+    fn is_grid(&self) -> bool {
+        *self == MemoryKind::Grid
+    }
+}
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
+}
+
+/// Entries of a memory: the search among them is linear.
+pub(crate) const MAX_ENTRIES: usize = 4096;
+
 /// Far above any published head, far below what would bring a machine down.
 const MAX_PARAMETERS: u128 = 1 << 30;
 
@@ -58,6 +101,15 @@ pub struct HeadConfig {
     pub local_resolution: usize,
     /// Side of the global grid.
     pub global_resolution: usize,
+    /// What both branches read. Files of models of grids do not mention it.
+    #[serde(default, skip_serializing_if = "MemoryKind::is_grid")]
+    pub memory: MemoryKind,
+    /// Entries of the local memory; 0 for a grid, which has cells.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub local_entries: usize,
+    /// Entries of the global memory; 0 for a grid.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub global_entries: usize,
     /// Whether the local branch exists.
     pub local: bool,
     /// Whether the global branch exists.
@@ -89,6 +141,9 @@ impl HeadConfig {
             expansion,
             local_resolution: 8,
             global_resolution: 4,
+            memory: MemoryKind::Grid,
+            local_entries: 0,
+            global_entries: 0,
             local: true,
             global: true,
             refine: true,
@@ -96,6 +151,13 @@ impl HeadConfig {
             mse_weight: 0.3,
             cos_weight: 0.7,
         }
+    }
+
+    /// The same network with another memory of as many entries as its grids have cells.
+    pub fn with_memory(self, memory: MemoryKind) -> Self {
+        let entries = |side: usize| if memory == MemoryKind::Grid { 0 } else { side * side };
+        let (local_entries, global_entries) = (entries(self.local_resolution), entries(self.global_resolution));
+        HeadConfig { memory, local_entries, global_entries, ..self }
     }
 
     /// Channels that enter the fusion blocks: those of the branches that exist.
@@ -108,9 +170,15 @@ impl HeadConfig {
         let [c, h, w, f, e] =
             [self.channels, self.height, self.width, self.fused_channels(), self.expansion].map(|v| v as u128);
         let cells = |side: usize| (side as u128).pow(2);
-        let coordinates = c * c + c + 2 * c + 2;
-        let local = if self.local { cells(self.local_resolution) * c + coordinates } else { 0 };
-        let global = if self.global { cells(self.global_resolution) * h * w * c + coordinates } else { 0 };
+        let (local, global) = if self.memory == MemoryKind::Grid {
+            let coordinates = c * c + c + 2 * c + 2;
+            let global = cells(self.global_resolution) * h * w * c + coordinates;
+            (cells(self.local_resolution) * c + coordinates, global)
+        } else {
+            // A local entry is its own key; a global one has a key of C values beside its map.
+            (self.local_entries as u128 * c, self.global_entries as u128 * (c + h * w * c))
+        };
+        let (local, global) = (if self.local { local } else { 0 }, if self.global { global } else { 0 });
         let block = match self.kind {
             ModelKind::Grad => 2 * (9 * f * f + 2 * f),
             _ => 2 * f * e + 9 * e + 2 * e * (e / 4).max(1) + 4 * e + 2 * f,
@@ -126,6 +194,13 @@ impl HeadConfig {
         }
         if sizes.iter().any(|s| !(1..=4096).contains(s)) || self.blocks > 1000 || self.expansion > 65_536 {
             return Some(format!("impossible sizes: {self:?}"));
+        }
+        if self.memory != MemoryKind::Grid {
+            let memories = [("local", self.local, self.local_entries), ("global", self.global, self.global_entries)];
+            let impossible = |(_, on, n): &(&str, bool, usize)| *on && !(1..=MAX_ENTRIES).contains(n);
+            if let Some((name, _, n)) = memories.into_iter().find(impossible) {
+                return Some(format!("{n} {name} entries: a memory has 1 to {MAX_ENTRIES}"));
+            }
         }
         if self.parameters() > MAX_PARAMETERS {
             return Some(format!("{} parameters are more than the {MAX_PARAMETERS} supported", self.parameters()));
@@ -155,8 +230,22 @@ mod tests {
             (HeadConfig { width: 4000, height: 4000, ..good.clone() }, "parameters"),
             (HeadConfig { expansion: 0, ..good.clone() }, "inner channel"),
             (HeadConfig { mse_coef: f64::NAN, ..good.clone() }, "finite"),
+            (HeadConfig { memory: MemoryKind::Vq, ..good.clone() }, "local entries"),
+            (HeadConfig { global_entries: 4097, ..good.clone().with_memory(MemoryKind::Vq) }, "global entries"),
         ] {
             assert!(bad.fault().is_some_and(|f| f.contains(word)), "{bad:?}");
         }
+    }
+
+    /// Models of grids were written before there were other memories, and are written as then.
+    #[test]
+    fn files_without_a_memory_hold_grids() {
+        let grid = HeadConfig::published(ModelKind::CradS, [28, 28, 216], 0.05);
+        let text = serde_json::to_string(&grid).unwrap();
+        assert!(!text.contains("memory") && !text.contains("entries"), "{text}");
+        assert_eq!(serde_json::from_str::<HeadConfig>(&text).unwrap(), grid);
+        let vq = grid.with_memory(MemoryKind::Vq);
+        assert_eq!((vq.local_entries, vq.global_entries, vq.fault()), (64, 16, None));
+        assert_eq!(serde_json::from_str::<HeadConfig>(&serde_json::to_string(&vq).unwrap()).unwrap(), vq);
     }
 }

@@ -1,4 +1,4 @@
-//! The head: rebuilds features from two pairs of coordinates.
+//! The head: rebuilds features from two pairs of coordinates, or from what a discrete memory holds (`branch.rs`).
 //!
 //! ```text
 //! local:   v_l = tanh(W2 tanh(W1 x_p + b1) + b2) [+ jitter]     [N, H, W, 2]   f_l = local_grid(v_l)     [N, H, W, C]
@@ -8,42 +8,12 @@
 //! ```
 //! Source: arXiv 2402.18293 (v1: `grad`; v3, ECCV 2024: `crad`). The features x are constants: nothing flows into them.
 
+use super::branch::{Branch, CodebookTerm};
 use super::config::{HeadConfig, ModelKind};
 use crate::error::Result;
-use crate::nn::{BasicBlock, Builder, Context, Id, Init, MobileBottleneck, Params, Pointwise, Role};
-use crate::ops::{Add, Concat, GlobalAvgPool, GridSample, Kind, MseLoss, RefinementGate, ScoreMap};
-use crate::shape::Shape;
+use crate::nn::{BasicBlock, Builder, Context, MobileBottleneck, Params, Pointwise};
+use crate::ops::{Concat, GlobalAvgPool, MseLoss, RefinementGate, ScoreMap};
 use crate::tensor::Tensor;
-
-/// One branch: a network that finds coordinates, and the grid they are read from.
-#[derive(Clone, Copy, Debug)]
-struct Branch {
-    coord: [Pointwise; 2],
-    grid: Id,
-}
-
-impl Branch {
-    /// `NAME_coord.{0,1}` and `NAME_grid [R, R, cell..]`, which starts as Xavier's rule has it for a kernel
-    /// `[1, K, R, R]` of K values a cell.
-    fn new(b: &mut Builder, name: &str, channels: usize, resolution: usize, cell: &[usize]) -> Self {
-        let values: usize = cell.iter().product();
-        let std = (2.0 / ((values + 1) as f64 * (resolution * resolution) as f64)).sqrt();
-        let shape = Shape::new(&[&[resolution; 2], cell].concat());
-        let grid = b.declare(format!("{name}_grid"), shape, Role::Grid, Init::Normal(std));
-        let coord = [(0, channels), (1, 2)];
-        let coord =
-            coord.map(|(i, to)| Pointwise::with_bias(b, &format!("{name}_coord.{i}"), channels, to, Kind::Tanh));
-        Branch { coord, grid }
-    }
-
-    fn coordinates(&self, cx: &Context, x: &Tensor) -> Result<Tensor> {
-        self.coord[1].forward(cx, &self.coord[0].forward(cx, x)?)
-    }
-
-    fn read(&self, cx: &Context, coord: &Tensor) -> Result<Tensor> {
-        cx.tape.apply(GridSample {}, &[cx.param(self.grid), coord])
-    }
-}
 
 /// A fusion block of either kind.
 #[derive(Clone, Copy, Debug)]
@@ -67,9 +37,8 @@ impl Head {
     /// configuration must be free of faults.
     pub fn new(config: HeadConfig, seed: Option<u64>) -> (Head, Params) {
         let (mut b, c) = (Builder::default(), config.channels);
-        let local = config.local.then(|| Branch::new(&mut b, "local", c, config.local_resolution, &[c]));
-        let map = [config.height, config.width, c];
-        let global = config.global.then(|| Branch::new(&mut b, "global", c, config.global_resolution, &map));
+        let local = config.local.then(|| Branch::local(&mut b, &config));
+        let global = config.global.then(|| Branch::global(&mut b, &config));
         let width = config.fused_channels();
         let mut block = |name: &str| match config.kind {
             ModelKind::Grad => Block::Basic(BasicBlock::new(&mut b, name, width)),
@@ -87,24 +56,29 @@ impl Head {
 
     /// Refined reconstruction x̂ `[N, H, W, C]` of the features x.
     ///
-    /// `jitter` `[N, H, W, 2]` is added to the local coordinates, if there is a local branch.
+    /// `jitter` `[N, H, W, 2]` is added to the local coordinates, if there are any.
     ///
     /// # Errors
     /// When x is not `[N, height, width, channels]` of this head.
     pub fn forward(&self, cx: &Context, x: &Tensor, jitter: Option<&Tensor>) -> Result<Tensor> {
+        self.rebuild(cx, x, jitter, &mut vec![])
+    }
+
+    /// [`Self::forward`], with the terms of the loss that train codebooks.
+    fn rebuild(
+        &self,
+        cx: &Context,
+        x: &Tensor,
+        jitter: Option<&Tensor>,
+        codebook: &mut Vec<CodebookTerm>,
+    ) -> Result<Tensor> {
         let mut reads = vec![];
         if let Some(global) = &self.global {
             let pooled = cx.tape.apply(GlobalAvgPool {}, &[x])?;
-            let coord = cx.stage("global_coord", global.coordinates(cx, &pooled)?);
-            reads.push(cx.stage("global_read", global.read(cx, &coord)?));
+            reads.push(global.read(cx, &pooled, None, codebook)?);
         }
         if let Some(local) = &self.local {
-            let mut coord = local.coordinates(cx, x)?;
-            if let Some(jitter) = jitter {
-                coord = cx.tape.apply(Add {}, &[&coord, jitter])?;
-            }
-            let coord = cx.stage("local_coord", coord);
-            reads.push(cx.stage("local_read", local.read(cx, &coord)?));
+            reads.push(local.read(cx, x, jitter, codebook)?);
         }
         let mut t = match &reads[..] {
             [global, local] => cx.tape.apply(Concat {}, &[global, local])?,
@@ -127,13 +101,15 @@ impl Head {
         Ok(cx.stage("refined", t))
     }
 
-    /// `mean (x̂ − x)²`, `[1]`.
+    /// `mean (x̂ − x)²`, and the losses of codebooks if there are any, `[1]`.
     ///
     /// # Errors
     /// As [`Self::forward`].
     pub fn loss(&self, cx: &Context, x: &Tensor, jitter: Option<&Tensor>) -> Result<Tensor> {
-        let refined = self.forward(cx, x, jitter)?;
-        cx.tape.apply(MseLoss {}, &[&refined, x])
+        let mut codebook = vec![];
+        let refined = self.rebuild(cx, x, jitter, &mut codebook)?;
+        let loss = cx.tape.apply(MseLoss {}, &[&refined, x])?;
+        codebook.iter().try_fold(loss, |loss, term| cx.tape.apply(MseLoss {}, &[&term.chosen, &term.queries, &loss]))
     }
 
     /// Raw anomaly scores `[N, H, W, 1]` of the features x.
@@ -149,6 +125,32 @@ impl Head {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::MemoryKind;
+    use crate::nn::Role;
+
+    /// What a file of a discrete memory must hold, counted by hand for 28 x 28 x 216 features.
+    #[test]
+    fn memories_have_as_many_entries_as_grids_have_cells() {
+        let grids = HeadConfig::published(ModelKind::CradS, [28, 28, 216], 0.05);
+        let coordinates = 2 * (216 * 216 + 216 + 2 * 216 + 2);
+        for memory in [MemoryKind::Vq, MemoryKind::Attention] {
+            let config = grids.clone().with_memory(memory);
+            let keys = 16 * 216;
+            assert_eq!(config.parameters(), grids.parameters() - coordinates + keys, "{memory:?}");
+            let (_, params) = Head::new(config.clone(), Some(1));
+            assert_eq!(params.trained_values() as u128, config.parameters());
+            for (name, std) in
+                [("local_memory", 0.012_000_4), ("global_memory", 8.591_50e-4), ("global_keys", 0.024_000_8)]
+            {
+                let id = params.find(name).unwrap();
+                assert_eq!(params.entry(id).role, Role::Grid, "{name}");
+                let t = params.tensor(id);
+                let n = t.data().len() as f64;
+                let found = (t.data().iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / n).sqrt();
+                assert!((found / std - 1.0).abs() <= 5.0 / (2.0 * n).sqrt(), "{name} {found} {std}");
+            }
+        }
+    }
 
     /// Counts and standard deviations of the published networks on 28 x 28 x 216 features.
     #[test]

@@ -1,6 +1,7 @@
 //! Layers: parameters and composition. No gradient is written here, ops know their own.
 
 mod basic_block;
+pub(crate) mod frozen;
 mod mobile_bottleneck;
 mod norm;
 pub mod params;
@@ -9,7 +10,7 @@ mod pointwise;
 pub use basic_block::BasicBlock;
 pub use mobile_bottleneck::MobileBottleneck;
 pub use norm::Norm;
-pub(crate) use norm::shared;
+pub(crate) use norm::{EPS, shared};
 pub use params::{Builder, Entry, Id, Init, Params, Role};
 pub use pointwise::Pointwise;
 
@@ -104,16 +105,12 @@ impl<'a> Context<'a> {
     /// When `loss` was not recorded by this context, or a device fails.
     pub fn finish(self, loss: &Tensor, params: &mut Params, grads: &mut Storage) -> Result<()> {
         let Context { tape, params: leaves, updates, .. } = self;
-        let found = tape.backward(loss)?;
-        for (id, entry) in params.entries().filter(|(_, e)| e.role != Role::Statistic) {
-            match found.of(&leaves[id.0]) {
-                Some(g) => grads.write(entry.range.start, g)?,
-                None => grads.write(entry.range.start, &grads.filled_like(entry.range.len(), 0.0)?)?,
-            }
-        }
+        let trained = params.entries().filter(|(_, e)| e.role != Role::Statistic);
+        let places: Vec<_> = trained.map(|(id, entry)| (&leaves[id.0], entry.range.clone())).collect();
+        tape.backward_into(loss, &places, grads)?;
+        drop(places);
         // The leaves share the arena: while they live, changing it would copy it.
         drop(leaves);
-        drop(found);
         updates.into_inner().iter().try_for_each(|u| u.apply(params))
     }
 }

@@ -8,7 +8,7 @@ use crate::ops::{BatchNorm, BatchNormSqueezeExcite, Kind, Statistics, ghost_grou
 use crate::tensor::Tensor;
 
 /// Added to the variance in every head.
-const EPS: f64 = 1e-5;
+pub(crate) const EPS: f64 = 1e-5;
 /// Share of the batch in an updated running statistic.
 const MOMENTUM: f64 = 0.1;
 
@@ -110,13 +110,24 @@ impl Norm {
 
     /// The result out of an op's outputs; its statistics wait for the end of the pass.
     fn keep_statistics(self, cx: &Context, x: &Tensor, mut y: Vec<Tensor>) -> Tensor {
+        if let [_, mean, var, ..] = &y[..] {
+            self.keep(cx, x, [mean, var]);
+        }
+        y.swap_remove(0)
+    }
+
+    /// Mean and variance `[G, channels]` of a training batch, taken over all positions of x, wait for the end of the pass.
+    pub(super) fn keep(self, cx: &Context, x: &Tensor, [mean, var]: [&Tensor; 2]) {
         if let Mode::Train { groups } = cx.mode {
             let n = x.shape()[0];
             let count = ghost_group(n, groups, 0).len() * x.shape().rows() / n;
-            let [mean, var] = [&y[1], &y[2]].map(Tensor::clone);
-            cx.updates.borrow_mut().push(RunningUpdate { norm: self, mean, var, count });
+            cx.updates.borrow_mut().push(RunningUpdate { norm: self, mean: mean.clone(), var: var.clone(), count });
         }
-        y.swap_remove(0)
+    }
+
+    /// gamma and beta, for an op that has the BatchNorm in it.
+    pub(super) fn scale_and_shift<'c>(&self, cx: &'c Context) -> [&'c Tensor; 2] {
+        [self.gamma, self.beta].map(|id| cx.param(id))
     }
 }
 

@@ -22,7 +22,7 @@ const ALIGN: usize = 16;
 /// What a parameter is for; decides its learning rate. In the order of the arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
-    /// A local or global grid.
+    /// A local or global grid, or a memory in its place.
     Grid,
     /// Weights, biases, BatchNorm scales.
     Network,

@@ -27,6 +27,11 @@ impl Pointwise {
         Pointwise { bias: Some(bias), act, ..layer }
     }
 
+    /// `[from, to]`.
+    pub(super) fn weight<'c>(&self, cx: &'c Context) -> &'c Tensor {
+        cx.param(self.weight)
+    }
+
     /// x: `[.., from]` to `[.., to]`.
     ///
     /// # Errors

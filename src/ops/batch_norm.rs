@@ -337,7 +337,15 @@ impl Op for BatchNorm {
         let dresidual = if self.residual { rest.last_mut().and_then(Option::as_mut) } else { None };
         let sums = norm.gradient_sums(gpu, x, dy)?;
         let through = norm.gradient_statistics(gpu, &sums, None, dgamma.as_mut(), dbeta.as_mut())?;
-        norm.gradient_x(gpu, x, dy, None, (!frozen).then_some(&through), dx.as_mut(), dresidual)
+        norm.gradient_x(
+            gpu,
+            x,
+            dy,
+            None,
+            (!frozen).then_some(&through),
+            dx.as_mut().map(|d| d.reals()),
+            dresidual.map(|d| d.reals()),
+        )
     }
 
     fn flops(&self, _: &[Shape]) -> u64 {

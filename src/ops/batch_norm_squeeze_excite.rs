@@ -401,7 +401,7 @@ impl Op for BatchNormSqueezeExcite {
         let gradient = Some(GateGradient { dpooled: dpooled.slice(), deviation });
         let through = norm.gradient_statistics(gpu, &sums, gradient, dgamma.as_mut(), dbeta.as_mut())?;
         let through = (self.statistics == Statistics::Batch).then_some(&through);
-        norm.gradient_x(gpu, x, dy, gradient, through, dx.as_mut(), None)
+        norm.gradient_x(gpu, x, dy, gradient, through, dx.as_mut().map(|d| d.reals()), None)
     }
 
     fn flops(&self, _: &[Shape]) -> u64 {

@@ -10,14 +10,17 @@ use serde::{Deserialize, Serialize};
 
 use super::activation::{Kind, bias_and_activation};
 use super::pointwise_conv::{
-    LaidOut, Tiling, bias_gradient, bias_gradient_on, defined_through_activation, dz_on, through_activation,
+    LaidOut, Tiling, bias_gradient, bias_gradient_on, defined_through_activation, dz_on, residual_of,
+    through_activation,
 };
 use crate::device::cpu::{self, ConvGeometry};
-use crate::device::cuda::{DeviceVec, Gpu, GpuArg, GpuOut, Real as Stored, Slice, SliceMut, Values, launch};
+use crate::device::cuda::{DeviceVec, Gpu, GpuArg, GpuOut, Real as Stored, Slice, SliceMut, Values, launch, wgmma};
 use crate::error::Result;
 use crate::op::{Arg, Case, Op, expect_inputs, expect_nhwc, expect_shape, refuse};
 use crate::real::Real;
 use crate::shape::Shape;
+use crate::storage::Storage;
+use crate::tensor::Tensor;
 
 /// See the head of this file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -87,9 +90,35 @@ impl Conv2d {
     /// `y = act(x * w + bias)`, or with dy: `y = dy · act'(x * w + bias)`.
     fn apply(&self, gpu: &Gpu, x: &[GpuArg], dy: Option<Slice<Stored>>, y: &mut SliceMut<Stored>) -> Result<()> {
         let g = self.geometry(x[0].shape, x[1].shape);
-        let w = LaidOut::new(gpu, x[1].data.floats(), [g.kh * g.kw * g.ci, g.co])?;
-        let bias = x.get(2).map(|bias| bias.data.floats());
-        patches_product(gpu, &g, true, x[0].data.reals(), &w, bias, dy, y, self.act)
+        let (w, bias, x) = (x[1].data.floats(), x.get(2).map(|bias| bias.data.floats()), x[0].data.reals());
+        if let Some(product) = wgmma::Product::of_patches(gpu, &g, true, &[x, dy.unwrap_or(x), y.as_slice()]) {
+            let w = LaidOut::transposed(gpu, w, [g.kh * g.kw, g.ci, g.co])?;
+            return product.forward(gpu, x, w.values.slice(), w.pitch, bias, dy, y, self.act as usize);
+        }
+        let w = LaidOut::new(gpu, w, [g.kh * g.kw * g.ci, g.co])?;
+        patches_product(gpu, &g, true, x, &w, bias, None, dy, y, self.act)
+    }
+
+    /// Weights w that will not change, laid out for [`Self::frozen`]; nothing in host memory.
+    pub(crate) fn lay_out(w: &Tensor) -> Result<Option<LaidOut>> {
+        let (shape, Some(gpu)) = (w.shape(), w.gpu()) else { return Ok(None) };
+        LaidOut::new(gpu, w.values().floats(), [shape.rows(), shape.channels()]).map(Some)
+    }
+
+    /// The op on a device, with inputs x, w and bias and with w laid out before; a residual is added before the activation.
+    pub(crate) fn frozen(
+        &self,
+        gpu: &Gpu,
+        [x, w, bias]: [&Tensor; 3],
+        laid_out: &LaidOut,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let shape = self.infer(&[x.shape(), w.shape(), bias.shape()])?[0];
+        let (g, mut y) = (self.geometry(x.shape(), w.shape()), gpu.scratch(shape.numel())?);
+        let (x, bias) = (x.values().reals(), Some(bias.values().floats()));
+        let residual = residual_of::<Self>(residual, shape)?;
+        patches_product(gpu, &g, true, x, laid_out, bias, residual, None, &mut y.slice_mut(), self.act)?;
+        Ok(Tensor::stored(shape, Storage::Reals(y)))
     }
 }
 
@@ -102,6 +131,7 @@ fn patches_product(
     x: Slice<Stored>,
     w: &LaidOut,
     bias: Option<Slice<f32>>,
+    residual: Option<Slice<Stored>>,
     dy: Option<Slice<Stored>>,
     y: &mut SliceMut<Stored>,
     act: Kind,
@@ -121,6 +151,7 @@ fn patches_product(
         x,
         w.values.slice(),
         bias,
+        residual,
         dy,
         y,
         m,
@@ -247,10 +278,19 @@ impl Op for Conv2d {
         let buffer = dz_on(gpu, self.act, dy.reals(), |dy, dz| self.apply(gpu, x, Some(dy), dz))?;
         let dz = buffer.as_ref().map_or(dy.reals(), DeviceVec::slice);
         if let Some(dx) = &mut dx[0] {
-            let w = LaidOut::transposed(gpu, x[1].data.floats(), [g.kh * g.kw, g.ci, g.co])?;
-            patches_product(gpu, &g, false, dz, &w, None, None, &mut dx.reals(), Kind::Identity)?;
+            let (w, dx) = (x[1].data.floats(), &mut dx.reals());
+            if let Some(product) = wgmma::Product::of_patches(gpu, &g, false, &[dz, dx.as_slice()]) {
+                let w = LaidOut::new(gpu, w, [g.kh * g.kw * g.ci, g.co])?;
+                product.forward(gpu, dz, w.values.slice(), w.pitch, None, None, dx, Kind::Identity as usize)?;
+            } else {
+                let w = LaidOut::transposed(gpu, w, [g.kh * g.kw, g.ci, g.co])?;
+                patches_product(gpu, &g, false, dz, &w, None, None, None, dx, Kind::Identity)?;
+            }
         }
-        if let Some(dw) = &mut dx[1] {
+        let product = wgmma::Product::gradient_of_patches(gpu, &g, &[x[0].data.reals(), dz]);
+        if let (Some(dw), Some(product)) = (&mut dx[1], &product) {
+            product.weight_gradient(gpu, x[0].data.reals(), dz, &mut dw.floats())?;
+        } else if let Some(dw) = &mut dx[1] {
             let (x, rows, positions) = (x[0].data.reals(), g.kh * g.kw * g.ci, g.out_rows());
             let (tiling, slabs) = Tiling::with_slabs(gpu, &[g.ci, g.co], [rows, g.co], positions);
             slabs.sum(gpu, rows * g.co, &mut dw.floats(), |partial, slab| {

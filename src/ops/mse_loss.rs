@@ -1,6 +1,7 @@
-//! Mean squared error over everything: `L = mean((a − b)²)`.
+//! Mean squared error over everything: `L = mean((a − b)²) [+ other]`.
 //!
-//! a, b: one shape; L: `[1]`. b is the target, a constant. PyTorch: `mse_loss(a, b)`. `da = 2 (a − b) dL / N`.
+//! a, b: one shape; other: `[1]` (optional), a loss that this one is added to; L: `[1]`. b is the target, a constant.
+//! PyTorch: `mse_loss(a, b)`. `da = 2 (a − b) dL / N`, `dother = dL`.
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -23,8 +24,11 @@ impl Op for MseLoss {
     const NAME: &'static str = "mse_loss";
 
     fn infer(&self, x: &[Shape]) -> Result<Vec<Shape>> {
-        expect_inputs::<Self>(x, &[2])?;
+        expect_inputs::<Self>(x, &[2, 3])?;
         expect_shape::<Self>("b", x[1], x[0])?;
+        if let Some(other) = x.get(2) {
+            expect_shape::<Self>("other", *other, [1])?;
+        }
         if x[0].numel() == 0 {
             return refuse::<Self, _>("the mean over nothing is undefined");
         }
@@ -32,11 +36,11 @@ impl Op for MseLoss {
     }
 
     fn differentiable(&self, i: usize) -> bool {
-        i == 0
+        i != 1
     }
 
-    fn reads_input(&self, _: usize) -> bool {
-        true
+    fn reads_input(&self, i: usize) -> bool {
+        i < 2
     }
 
     fn reads_output(&self, _: usize) -> bool {
@@ -45,10 +49,14 @@ impl Op for MseLoss {
 
     fn reference_forward<T: Real>(&self, x: &[Arg<T>], y: &mut [&mut [T]]) {
         let squares = x[0].data.iter().zip(x[1].data).map(|(&a, &b)| (a - b) * (a - b));
-        y[0][0] = squares.sum::<T>() / T::of(x[0].data.len() as f64);
+        y[0][0] =
+            squares.sum::<T>() / T::of(x[0].data.len() as f64) + x.get(2).map_or(T::zero(), |other| other.data[0]);
     }
 
     fn reference_backward<T: Real>(&self, x: &[Arg<T>], _: &[&[T]], dy: &[T], dx: &mut [Option<&mut [T]>]) {
+        if let Some(Some(dother)) = dx.get_mut(2) {
+            dother[0] = dy[0];
+        }
         let Some(da) = &mut dx[0] else { return };
         let scale = T::of(2.0) * dy[0] / T::of(x[0].data.len() as f64);
         for ((d, &a), &b) in da.iter_mut().zip(x[0].data).zip(x[1].data) {
@@ -60,10 +68,14 @@ impl Op for MseLoss {
         let sum = |(a, b): (&[f32], &[f32])| a.iter().zip(b).map(|(&a, &b)| f64::from(a - b).powi(2)).sum::<f64>();
         let partial: Vec<f64> =
             x[0].data.par_chunks(cpu::CHUNK).zip(x[1].data.par_chunks(cpu::CHUNK)).map(sum).collect();
-        y[0][0] = (partial.iter().sum::<f64>() / x[0].data.len() as f64) as f32;
+        let other = x.get(2).map_or(0.0, |other| f64::from(other.data[0]));
+        y[0][0] = (partial.iter().sum::<f64>() / x[0].data.len() as f64 + other) as f32;
     }
 
     fn cpu_backward(&self, x: &[Arg<f32>], _: &[&[f32]], dy: &[f32], dx: &mut [Option<&mut [f32]>]) {
+        if let Some(Some(dother)) = dx.get_mut(2) {
+            dother[0] = dy[0];
+        }
         let Some(da) = &mut dx[0] else { return };
         let scale = 2.0 * dy[0] / x[0].data.len() as f32;
         let chunks =
@@ -75,8 +87,8 @@ impl Op for MseLoss {
         });
     }
 
-    fn input_in_f32(&self, _: usize) -> bool {
-        false
+    fn input_in_f32(&self, i: usize) -> bool {
+        i == 2
     }
 
     fn output_in_f32(&self, _: usize) -> bool {
@@ -89,7 +101,8 @@ impl Op for MseLoss {
         let mut sums = gpu.scratch::<f64>(parts)?;
         let (a, b) = (x[0].data.reals(), x[1].data.reals());
         launch::mse_loss_forward(gpu, Grid::blocks(parts), a, b, &mut sums.slice_mut(), n)?;
-        launch::mse_loss_forward_sum(gpu, Grid::blocks(1), sums.slice(), &mut y[0].floats(), parts, n)
+        let other = x.get(2).map(|other| other.data.floats());
+        launch::mse_loss_forward_sum(gpu, Grid::blocks(1), sums.slice(), other, &mut y[0].floats(), parts, n)
     }
 
     fn cuda_backward(
@@ -100,6 +113,9 @@ impl Op for MseLoss {
         dy: Values,
         dx: &mut [Option<GpuOut>],
     ) -> Result<()> {
+        if let Some(Some(dother)) = dx.get_mut(2) {
+            gpu.copy(dy.floats(), &mut dother.floats())?;
+        }
         let Some(da) = &mut dx[0] else { return Ok(()) };
         let n = x[0].shape.numel();
         // A thread has four values, a warp 128 neighbouring ones.
@@ -115,6 +131,7 @@ impl Op for MseLoss {
         vec![
             Case::new(MseLoss {}, &[[2, 3, 4, 5]; 2]),
             Case::new(MseLoss {}, &[[1]; 2]),
+            Case::new(MseLoss {}, &[[5, 7].into(), [5, 7].into(), Shape::from([1])]),
             // Longer than a part of the sum.
             Case::new(MseLoss {}, &[[9001]; 2]),
         ]
@@ -128,6 +145,7 @@ impl Op for MseLoss {
         vec![
             (MseLoss {}, vec![[2].into()], "2"),
             (MseLoss {}, vec![[2].into(), [3].into()], "b must be [2]"),
+            (MseLoss {}, vec![[2].into(), [2].into(), [2].into()], "other must be [1]"),
             (MseLoss {}, vec![[0].into(), [0].into()], "nothing"),
         ]
     }

@@ -28,13 +28,29 @@ pub(super) struct Cut {
     positions: usize,
     channels: usize,
     groups: usize,
-    slabs: usize,
+    /// Pieces of an image that have sums of their own, at most; see `Pieces` in `kernels/parts.cuh`.
+    pub slabs: usize,
+    unit: usize,
+    run: usize,
 }
 
 impl Cut {
+    /// Nearly equal slabs of every image.
     pub fn new(x: Shape, groups: usize) -> Self {
         let (images, h, w, channels) = x.nhwc().expect("checked by infer");
-        Cut { images, positions: h * w, channels, groups, slabs: (h * w).div_ceil(SLAB) }
+        Cut { images, positions: h * w, channels, groups, slabs: (h * w).div_ceil(SLAB), unit: 1, run: 0 }
+    }
+
+    /// Slabs of up to so many whole rows of a picture.
+    pub fn rows(x: Shape, groups: usize, rows: usize) -> Self {
+        let (_, h, w, _) = x.nhwc().expect("checked by infer");
+        Cut { slabs: h.div_ceil(rows), unit: w, ..Cut::new(x, groups) }
+    }
+
+    /// The images on end, cut every `run` positions, as the rows of a product are by its tiles.
+    pub fn runs(x: Shape, groups: usize, run: usize) -> Self {
+        let cut = Cut::new(x, groups);
+        Cut { slabs: (cut.positions + run - 2) / run + 1, run, ..cut }
     }
 
     /// A block per tile of channels, slab and image.
@@ -44,7 +60,7 @@ impl Cut {
     }
 
     /// Room for two sums per slab and channel.
-    fn partial(&self, gpu: &Gpu) -> Result<DeviceVec<f64>> {
+    pub fn partial(&self, gpu: &Gpu) -> Result<DeviceVec<f64>> {
         gpu.scratch(self.images * self.slabs * 2 * self.channels)
     }
 
@@ -66,6 +82,8 @@ impl Cut {
             self.images,
             self.slabs,
             self.positions,
+            self.unit,
+            self.run,
             self.channels,
         )
     }
@@ -98,6 +116,60 @@ impl<'a> Norm<'a> {
     /// The same passes with this gate.
     pub fn with_gate(self, gate: &'a CudaGate) -> Self {
         Norm { logit: Some(gate.logit.slice()), ..self }
+    }
+
+    /// Rows of the tables below: one per image where there is a gate, else one per ghost group.
+    fn tables(&self) -> usize {
+        if self.logit.is_some() { self.cut.images } else { self.cut.groups }
+    }
+
+    /// a and b of `z = a x + b` `[T, 2, C]`, for kernels that normalise what they read.
+    pub fn coefficients(&self, gpu: &Gpu) -> Result<DeviceVec<f32>> {
+        let (cut, values) = (&self.cut, self.tables() * self.cut.channels);
+        let mut table = gpu.scratch(2 * values)?;
+        launch::batch_norm_coefficients(
+            gpu,
+            Grid::threads(values),
+            self.gamma,
+            self.beta,
+            self.mean,
+            self.var,
+            self.logit,
+            &mut table.slice_mut(),
+            self.eps,
+            cut.images,
+            cut.groups,
+            cut.channels,
+        )?;
+        Ok(table)
+    }
+
+    /// a, e and f of `dx = a dz + e x + f` `[T, 3, C]`, from what [`Self::gradient_statistics`] returned.
+    pub fn gradient_coefficients(
+        &self,
+        gpu: &Gpu,
+        gate: Option<GateGradient>,
+        through: &DeviceVec<f32>,
+    ) -> Result<DeviceVec<f32>> {
+        let (cut, values) = (&self.cut, self.tables() * self.cut.channels);
+        let mut table = gpu.scratch(3 * values)?;
+        launch::batch_norm_gradient_coefficients(
+            gpu,
+            Grid::threads(values),
+            self.gamma,
+            self.mean,
+            self.var,
+            self.logit,
+            gate.map(|g| g.dpooled),
+            through.slice(),
+            &mut table.slice_mut(),
+            self.eps,
+            cut.images,
+            cut.groups,
+            cut.positions,
+            cut.channels,
+        )?;
+        Ok(table)
     }
 
     /// y, in one pass.
@@ -175,6 +247,7 @@ impl<'a> Norm<'a> {
             cut.groups,
             cut.slabs,
             cut.positions,
+            cut.run,
             cut.channels,
         )?;
         Ok(through)
@@ -189,8 +262,8 @@ impl<'a> Norm<'a> {
         dy: Slice<Real>,
         gate: Option<GateGradient>,
         through: Option<&DeviceVec<f32>>,
-        dx: Option<&mut GpuOut>,
-        dresidual: Option<&mut GpuOut>,
+        mut dx: Option<SliceMut<Real>>,
+        mut dresidual: Option<SliceMut<Real>>,
     ) -> Result<()> {
         let cut = &self.cut;
         launch::batch_norm_gradient_x(
@@ -206,8 +279,8 @@ impl<'a> Norm<'a> {
             gate.map(|g| g.dpooled),
             self.residual,
             through.map(DeviceVec::slice),
-            dx.map(|d| d.reals()).as_mut(),
-            dresidual.map(|d| d.reals()).as_mut(),
+            dx.as_mut(),
+            dresidual.as_mut(),
             self.eps,
             self.act as usize,
             cut.groups,
@@ -246,6 +319,8 @@ impl<'a> CudaGate<'a> {
             cut.groups,
             cut.slabs,
             cut.positions,
+            cut.unit,
+            cut.run,
             cut.channels,
         )?;
         Ok(pooled)
@@ -302,6 +377,8 @@ impl<'a> CudaGate<'a> {
             cut.images,
             cut.groups,
             cut.slabs,
+            cut.positions,
+            cut.run,
             cut.channels,
         )?;
         let dhidden = product_transposed(gpu, cut.images, &dlogit, self.v2, Some(&self.hidden))?;

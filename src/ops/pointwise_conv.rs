@@ -14,12 +14,14 @@ use super::activation::{Kind, activation_backward, bias_and_activation};
 use crate::buffer::Buffer;
 use crate::device::cpu::{self, Matrix};
 use crate::device::cuda::{
-    DeviceVec, Gpu, GpuArg, GpuOut, Grid, Precision, Real as Stored, Slice, SliceMut, Values, launch,
+    DeviceVec, Gpu, GpuArg, GpuOut, Grid, Precision, Real as Stored, Slice, SliceMut, Values, launch, wgmma,
 };
 use crate::error::Result;
 use crate::op::{Arg, Case, Op, expect_inputs, expect_shape, refuse};
 use crate::real::Real;
 use crate::shape::Shape;
+use crate::storage::Storage;
+use crate::tensor::Tensor;
 
 /// See the head of this file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -51,7 +53,35 @@ impl PointwiseConv {
             let grid = Grid::blocks(m.div_ceil(32));
             return launch::pointwise_conv_narrow_forward(gpu, grid, x, w, bias, dy, y, m, a, b, self.act as usize);
         }
-        product(gpu, x, &LaidOut::new(gpu, w, [a, b])?, bias, dy, y, [m, b, a], self.act)
+        if let Some(product) = wgmma::Product::of_lines(gpu, [m, b, a], &[x, dy.unwrap_or(x), y.as_slice()]) {
+            let w = LaidOut::transposed(gpu, w, [1, a, b])?;
+            return product.forward(gpu, x, w.values.slice(), w.pitch, bias, dy, y, self.act as usize);
+        }
+        product(gpu, x, &LaidOut::new(gpu, w, [a, b])?, bias, None, dy, y, [m, b, a], self.act)
+    }
+
+    /// Weights w that will not change, laid out for [`Self::frozen`]; nothing where the kernels read them as they are.
+    pub(crate) fn lay_out(w: &Tensor) -> Result<Option<LaidOut>> {
+        let (a, b) = (w.shape()[0], w.shape()[1]);
+        let Some(gpu) = w.gpu().filter(|_| b > NARROW) else { return Ok(None) };
+        LaidOut::new(gpu, w.values().floats(), [a, b]).map(Some)
+    }
+
+    /// The op on a device, with inputs x, w and bias and with w laid out before; a residual is added before the activation.
+    pub(crate) fn frozen(
+        &self,
+        gpu: &Gpu,
+        [x, w, bias]: [&Tensor; 3],
+        laid_out: &LaidOut,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let shape = self.infer(&[x.shape(), w.shape(), bias.shape()])?[0];
+        let (a, b) = (w.shape()[0], w.shape()[1]);
+        let (m, mut y) = (shape.numel() / b, gpu.scratch(shape.numel())?);
+        let (x, bias) = (x.values().reals(), Some(bias.values().floats()));
+        let residual = residual_of::<Self>(residual, shape)?;
+        product(gpu, x, laid_out, bias, residual, None, &mut y.slice_mut(), [m, b, a], self.act)?;
+        Ok(Tensor::stored(shape, Storage::Reals(y)))
     }
 }
 
@@ -167,13 +197,16 @@ impl Op for PointwiseConv {
         let buffer = dz_on(gpu, self.act, dy.reals(), |dy, dz| self.apply(gpu, x, Some(dy), dz))?;
         let dz = buffer.as_ref().map_or(dy.reals(), DeviceVec::slice);
         if let Some(dx) = &mut dx[0] {
-            let w = x[1].data.floats();
+            let (w, dx) = (x[1].data.floats(), &mut dx.reals());
             if b <= NARROW {
                 let grid = Grid::threads(if a % 4 == 0 { m * a / 4 } else { m * a });
-                launch::pointwise_conv_narrow_input_gradient(gpu, grid, dz, w, &mut dx.reals(), m, a, b)?;
+                launch::pointwise_conv_narrow_input_gradient(gpu, grid, dz, w, dx, m, a, b)?;
+            } else if let Some(product) = wgmma::Product::of_lines(gpu, [m, a, b], &[dz, dx.as_slice()]) {
+                let w = LaidOut::new(gpu, w, [a, b])?;
+                product.forward(gpu, dz, w.values.slice(), w.pitch, None, None, dx, Kind::Identity as usize)?;
             } else {
                 let w = LaidOut::transposed(gpu, w, [1, a, b])?;
-                product(gpu, dz, &w, None, None, &mut dx.reals(), [m, a, b], Kind::Identity)?;
+                product(gpu, dz, &w, None, None, None, dx, [m, a, b], Kind::Identity)?;
             }
         }
         if let Some(dw) = &mut dx[1] {
@@ -184,12 +217,10 @@ impl Op for PointwiseConv {
                     let grid = Grid::blocks2(a.div_ceil(256), slabs.count);
                     launch::pointwise_conv_narrow_weight_gradient(gpu, grid, x, dz, partial, m, a, b, slab)
                 })?;
+            } else if let Some(product) = wgmma::Product::gradient_of_lines(gpu, [m, b, a], &[x, dz]) {
+                product.weight_gradient(gpu, x, dz, &mut dw.floats())?;
             } else {
-                let (tiling, slabs) = Tiling::with_slabs(gpu, &[a, b], [a, b], m);
-                slabs.sum(gpu, a * b, &mut dw.floats(), |partial, slab| {
-                    let grid = tiling.grid([a, b], slabs.count);
-                    launch::pointwise_conv_weight_gradient(gpu, grid, x, dz, partial, m, a, b, slab, tiling as usize)
-                })?;
+                weight_gradient(gpu, x, dz, &mut dw.floats(), [m, a, b])?;
             }
         }
         if let Some(Some(dbias)) = dx.get_mut(2) {
@@ -236,6 +267,13 @@ impl Op for PointwiseConv {
     }
 }
 
+/// What is added to an output of this shape.
+pub(super) fn residual_of<O: Op>(residual: Option<&Tensor>, shape: Shape) -> Result<Option<Slice<'_, Stored>>> {
+    let Some(residual) = residual else { return Ok(None) };
+    expect_shape::<O>("residual", residual.shape(), shape)?;
+    Ok(Some(residual.values().reals()))
+}
+
 /// `dz = dy · act'(z)` by definition; `forward` computes z.
 pub(super) fn defined_through_activation<T: Real>(act: Kind, dy: &[T], forward: impl FnOnce(&mut [T])) -> Vec<T> {
     if act == Kind::Identity {
@@ -266,13 +304,14 @@ pub(super) fn bias_gradient(dz: &[f32], dbias: &mut [f32]) {
 /// Up to so many outputs have kernels of their own, see `kernels/pointwise_conv.cu`.
 const NARROW: usize = 8;
 
-/// `y [m, n] = act(x [m, k] · w [k, n] + bias)` by tiles, or with dy as in [`PointwiseConv::apply`].
+/// `y [m, n] = act(x [m, k] · w [k, n] + bias + residual)` by tiles, or with dy as in [`PointwiseConv::apply`].
 #[allow(clippy::too_many_arguments)]
-fn product(
+pub(super) fn product(
     gpu: &Gpu,
     x: Slice<Stored>,
     w: &LaidOut,
     bias: Option<Slice<f32>>,
+    residual: Option<Slice<Stored>>,
     dy: Option<Slice<Stored>>,
     y: &mut SliceMut<Stored>,
     [m, n, k]: [usize; 3],
@@ -280,11 +319,27 @@ fn product(
 ) -> Result<()> {
     let tiling = Tiling::new(gpu, &[k], [m, n], 1);
     let (grid, w, pitch) = (tiling.grid([m, n], 1), w.values.slice(), w.pitch);
-    launch::pointwise_conv_forward(gpu, grid, x, w, bias, dy, y, m, n, k, pitch, act as usize, tiling as usize)
+    let (act, tiling) = (act as usize, tiling as usize);
+    launch::pointwise_conv_forward(gpu, grid, x, w, bias, residual, dy, y, m, n, k, pitch, act, tiling)
+}
+
+/// `dw [a, b] = xᵀ · dz` by tiles, for x `[m, a]` and dz `[m, b]`.
+pub(super) fn weight_gradient(
+    gpu: &Gpu,
+    x: Slice<Stored>,
+    dz: Slice<Stored>,
+    dw: &mut SliceMut<f32>,
+    [m, a, b]: [usize; 3],
+) -> Result<()> {
+    let (tiling, slabs) = Tiling::with_slabs(gpu, &[a, b], [a, b], m);
+    slabs.sum(gpu, a * b, dw, |partial, slab| {
+        let grid = tiling.grid([a, b], slabs.count);
+        launch::pointwise_conv_weight_gradient(gpu, grid, x, dz, partial, m, a, b, slab, tiling as usize)
+    })
 }
 
 /// Weights as `kernels/gemm.cuh` reads them: rounded to the storage type, lines padded to 16 bytes.
-pub(super) struct LaidOut {
+pub(crate) struct LaidOut {
     pub values: DeviceVec<Stored>,
     /// From line to line.
     pub pitch: usize,
@@ -340,15 +395,29 @@ impl Tiling {
         (tiling, Slabs::new(gpu, positions, tiling.tiles(size), LEAST))
     }
 
+    /// Rows of a tile.
+    pub fn rows(self) -> usize {
+        if self == Tiling::Large { 128 } else { 64 }
+    }
+
     fn tiles(self, [m, n]: [usize; 2]) -> usize {
-        let [rows, columns] = if self == Tiling::Large { [128, 112] } else { [64, 56] };
-        m.div_ceil(rows) * n.div_ceil(columns)
+        m.div_ceil(self.rows()) * n.div_ceil(if self == Tiling::Large { 112 } else { 56 })
     }
 
     /// One block for each tile and slab, with `SHARED_BYTES` of `kernels/gemm.cuh`.
     pub fn grid(self, size: [usize; 2], slabs: usize) -> Grid {
         let shared = if self == Tiling::Large { 71_680 } else { 34_816 };
         Grid::blocks2(self.tiles(size), slabs).shared(shared)
+    }
+
+    /// The same where one operand is made from two arrays: room for the second, see `more_values` in `kernels/gemm.cuh`.
+    pub fn grid_of_two(self, size: [usize; 2], slabs: usize) -> Grid {
+        let shared = match self {
+            Tiling::Large => 71_680 + 32_768,
+            Tiling::Small => 34_816 + 16_384,
+            Tiling::OneByOne => 34_816,
+        };
+        self.grid(size, slabs).shared(shared)
     }
 }
 

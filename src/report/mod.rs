@@ -16,6 +16,7 @@ mod html;
 mod page;
 mod roc;
 mod scatter;
+mod study;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -26,4 +27,5 @@ pub use data::{
     ChannelMap, Class, Decoded, Epoch, Example, Figure, Figures, GlobalMap, GlobalPoint, GridPicture, GridSample,
     Group, Kind, LocalMap, LocalPair, LocalPoint, Model, Panels, Report, Run, Scored, Speed, Threshold, Timing,
 };
+pub use study::study_page;
 pub use thumbnail::{Thumbnail, panels};

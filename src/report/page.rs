@@ -34,32 +34,42 @@ impl Report {
         grids(&mut out, self);
         training(&mut out, self);
         facts(&mut out, self);
-        put!(
-            out,
-            "</main>\n<dialog aria-label=\"enlarged picture\"></dialog>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
-        );
+        closing(&mut out);
         out
     }
 }
 
 fn head(out: &mut String, report: &Report) {
+    let grids = report.local.is_some() || report.global.is_some();
+    let sections = [
+        ("summary", true),
+        ("classes", true),
+        ("grids", grids),
+        ("training", !report.epochs.is_empty()),
+        ("facts", true),
+    ];
+    let sections: Vec<&str> = sections.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect();
+    opening(out, &report.title, "GRAD report", &sections);
+}
+
+/// Of a page with these sections.
+pub(super) fn opening(out: &mut String, title: &str, kicker: &str, sections: &[&str]) {
     out.push_str("<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n");
     // Nothing is fetched, whatever the page says.
     out.push_str("<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; ");
     out.push_str("style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'\">\n");
     out.push_str("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n");
-    put!(out, "<title>{} · GRAD report</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n", esc(&report.title));
-    out.push_str("<header><div><p class=\"kicker\">GRAD report</p>\n");
-    put!(out, "<h1>{}</h1></div>\n", name(&report.title, 80));
-    out.push_str("<nav aria-label=\"sections\"><a href=\"#summary\">summary</a> <a href=\"#classes\">classes</a> ");
-    if report.local.is_some() || report.global.is_some() {
-        out.push_str("<a href=\"#grids\">grids</a> ");
-    }
-    if !report.epochs.is_empty() {
-        out.push_str("<a href=\"#training\">training</a> ");
-    }
-    out.push_str("<a href=\"#facts\">facts</a> ");
+    put!(out, "<title>{} · {kicker}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n", esc(title));
+    put!(out, "<header><div><p class=\"kicker\">{kicker}</p>\n");
+    put!(out, "<h1>{}</h1></div>\n<nav aria-label=\"sections\">", name(title, 80));
+    sections.iter().for_each(|section| put!(out, "<a href=\"#{section}\">{section}</a> "));
     out.push_str("<button type=\"button\" id=\"theme\" hidden>light or dark</button></nav></header>\n<main>\n");
+}
+
+/// Ends a page.
+pub(super) fn closing(out: &mut String) {
+    out.push_str("</main>\n<dialog aria-label=\"enlarged picture\"></dialog>\n");
+    put!(out, "<script>{SCRIPT}</script>\n</body>\n</html>\n");
 }
 
 fn summary(out: &mut String, report: &Report) {

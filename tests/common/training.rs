@@ -4,7 +4,7 @@ use grad::buffer::Buffer;
 use grad::checkpoint::{self, ModelInfo};
 use grad::device::Device;
 use grad::device::cuda::Precision;
-use grad::model::{Head, HeadConfig, ModelKind};
+use grad::model::{Head, HeadConfig, MemoryKind, ModelKind};
 use grad::optim::AdamW;
 use grad::rng::Rng;
 use grad::score::Protocol;
@@ -92,9 +92,21 @@ impl FeatureSource for Drawn {
     }
 }
 
+/// A network, and what its branches read.
+pub type Kind = (ModelKind, MemoryKind);
+
+/// Every network with its grids, and the smallest with every other memory.
+pub const KINDS: [Kind; 5] = [
+    (ModelKind::CradS, MemoryKind::Grid),
+    (ModelKind::Crad, MemoryKind::Grid),
+    (ModelKind::Grad, MemoryKind::Grid),
+    (ModelKind::CradS, MemoryKind::Vq),
+    (ModelKind::CradS, MemoryKind::Attention),
+];
+
 /// A small head whose last batch of an epoch is ragged.
-pub fn trainer(kind: ModelKind, epochs: usize) -> Trainer {
-    let head = HeadConfig { blocks: 2, ..HeadConfig::published(kind, [5, 4, 12], 0.5) };
+pub fn trainer((kind, memory): Kind, epochs: usize) -> Trainer {
+    let head = HeadConfig { blocks: 2, ..HeadConfig::published(kind, [5, 4, 12], 0.5) }.with_memory(memory);
     // Three pictures a group: the last batch of each epoch is ragged, and so is one of its groups.
     let config = TrainConfig { epochs, batch: 5, bn_group: 3, seed: 11, ..TrainConfig::published(kind) };
     Trainer::new(head, config).unwrap()

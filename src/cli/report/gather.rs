@@ -15,6 +15,7 @@ use crate::detector::Detector;
 use crate::error::{Error, Result};
 use crate::evaluate::evaluate;
 use crate::metrics::{ClassMetrics, Intervals, Metrics};
+use crate::model::MemoryKind;
 use crate::report::{
     Class, Epoch, Example, Figure, Figures, Kind, Model, Panels, Report, Run, Scored, Threshold, choose, panels,
 };
@@ -168,7 +169,14 @@ impl Gather<'_> {
         let bytes = std::fs::read(self.file).map_err(|e| Error::io("read", self.file, &e))?;
         // Of the fingerprints, which are in ascending order: the same pictures give the same digest.
         let learnt: Vec<u8> = info.trained_on.iter().flat_map(|print| print.to_le_bytes()).collect();
-        let grids = |has: bool, side: usize| if has { format!("{side} x {side} cells") } else { "none".into() };
+        let head = &info.head;
+        let memory = |branch: &str, has: bool, side: usize, entries: usize| {
+            let (what, size) = match head.memory {
+                MemoryKind::Grid => ("grid", format!("{side} x {side} cells")),
+                other => ("memory", format!("{}, {entries} entries", other.name())),
+            };
+            (format!("{branch} {what}"), if has { size } else { "none".into() })
+        };
         Ok(Model {
             kind: info.head.kind.name().into(),
             backbone: info.backbone.clone(),
@@ -183,8 +191,8 @@ impl Gather<'_> {
                 ("pictures learnt".into(), blake3::hash(&learnt).to_string()),
             ],
             facts: vec![
-                ("local grid".into(), grids(info.head.local, info.head.local_resolution)),
-                ("global grid".into(), grids(info.head.global, info.head.global_resolution)),
+                memory("local", head.local, head.local_resolution, head.local_entries),
+                memory("global", head.global, head.global_resolution, head.global_entries),
                 ("training pictures".into(), info.images.to_string()),
                 ("data".into(), info.data.join(", ")),
             ],
@@ -216,7 +224,7 @@ fn read(path: &Path) -> Result<String> {
 }
 
 /// Of a folder, `.` too.
-fn name_of(folder: &Path) -> String {
+pub fn name_of(folder: &Path) -> String {
     let full = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
     full.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }

@@ -22,7 +22,8 @@ const SAMPLED: usize = 3;
 /// Channels that are shown of a sample.
 const CHANNELS: usize = 4;
 
-/// Both maps for the judged test pictures, class by class; `test` has the features of `items` in the same order.
+/// Both maps for the judged test pictures, class by class; `test` has the features of `items` in the same order. A memory
+/// without coordinates has none.
 ///
 /// # Errors
 /// What decoding and the device refuse.
@@ -33,9 +34,12 @@ pub fn maps(
     test: &dyn FeatureSource,
     judged: &[Vec<Judged>],
 ) -> Result<(Option<LocalMap>, Option<GlobalMap>)> {
+    let head = detector.head.config();
+    if !head.memory.has_coordinates() {
+        return Ok((None, None));
+    }
     let inputs: Vec<&[f32]> = (0..items.len()).map(|i| test.get(i)).collect();
     let all = coordinates(detector, &inputs)?;
-    let head = detector.head.config();
     let local = if head.local {
         let pairs = judged.iter().filter_map(|class| pair(detector, dataset, items, test, &all, class).transpose());
         let pairs = pairs.take(PAIRS).collect::<Result<Vec<_>>>()?;

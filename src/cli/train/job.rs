@@ -1,25 +1,22 @@
-//! One run: pictures -> features -> gate constant -> training -> thresholds -> model -> evaluation, all into one folder.
+//! One run: features -> gate constant -> training -> thresholds -> model -> evaluation, all into one folder.
 
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rayon::prelude::*;
-
-use super::super::pictures::{Cached, Pictures, Selection};
+use super::super::pictures::{Cached, Selection};
 use super::super::start::Start;
 use super::super::ui::{Bar, Ui, count, size};
 use super::super::{interrupt, thresholds};
+use super::inputs::Inputs;
 use super::oracle::{Best, Oracle};
 use crate::atomic::write_atomic;
-use crate::backbone::Backbone;
 use crate::calibrate::{Calibration, DEFAULT_TARGET, GoodScore};
-use crate::checkpoint::{FORMAT, ModelInfo, load_checkpoint, save_checkpoint, save_model};
+use crate::checkpoint::{FORMAT, ModelInfo, load_checkpoint, load_model, save_checkpoint, save_model};
 use crate::config::{Config, MseCoef};
-use crate::data::{Item, Split, fingerprint, hold_out};
-use crate::detector::{Detector, open_backbone};
+use crate::data::{Dataset, Item, Split};
+use crate::detector::Detector;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::evaluate::evaluate;
@@ -37,13 +34,16 @@ pub struct Job<'a> {
     pub ui: &'a Ui,
     pub config: &'a Config,
     pub device: &'a Device,
+    pub inputs: &'a Inputs,
     pub run: RunFolder,
     /// Whether it goes on from its checkpoint.
     pub resumed: bool,
     /// The model it starts from, if it is not a fresh one.
     pub start: Option<&'a Start>,
-    /// What `--resume` needs to go on with it, or with the whole that it is part of.
-    pub resume: PathBuf,
+    /// What goes on with it, or with the whole that it is part of, once it was stopped.
+    pub go_on: String,
+    /// What its time is counted from.
+    pub started: Instant,
 }
 
 /// A run that was trained.
@@ -66,26 +66,19 @@ impl Job<'_> {
     /// # Errors
     /// What pictures, weights, the device and the disk refuse; [`Error::Interrupted`] when the user asks to stop.
     pub fn train(mut self) -> Result<Trained> {
-        let (ui, config, started) = (self.ui, self.config, Instant::now());
+        let (ui, config, inputs) = (self.ui, self.config, self.inputs);
         let by_default = config.model_is_default && !self.resumed;
         let why = if by_default { ": the default, the smallest of the three" } else { "" };
         ui.note("model", format_args!("{}{why}", config.model.name()));
-        let mut pictures = Pictures::open(ui, config)?;
-        pictures.dataset.require_training()?;
-        self.hold_out(&mut pictures);
-        let backbone = open_backbone(config.backbone, config.backbone_weights.as_deref())?.to(self.device)?;
-        let backbone = Arc::new(backbone);
-        let cached = pictures.features(ui, config, &backbone, None)?;
-        if interrupt::requested() {
-            let kept = format!("before training began; features are kept in {}", config.cache);
-            return Err(Error::Interrupted(kept));
-        }
+        let (dataset, backbone) = (&inputs.pictures.dataset, &inputs.backbone);
+        let cached = inputs.cached();
         let train = cached.select(Split::Train);
         let (mut info, trainer) = match self.resumed {
-            true => self.reopen(&backbone, &pictures, train.len())?,
-            false => self.begin(&backbone, &pictures, &cached, &train)?,
+            true => self.reopen(train.len())?,
+            false => self.begin(&cached, &train)?,
         };
         let mut trainer = trainer.to(self.device)?;
+        trainer.graphs = graphs_wanted()?;
         self.say_kept(trainer.keep_features(&train)?);
         ui.note("run", format_args!("{}, {}", self.run.path().display(), count(config.epochs, "epoch")));
         self.run.start(&config.to_toml())?;
@@ -93,19 +86,22 @@ impl Job<'_> {
         let measure = |info: &ModelInfo, trainer: &Trainer| {
             // Parameters are shared, not copied; they are let go before the next step.
             let (head, params) = (trainer.head.clone(), trainer.params.clone());
-            let detector = Detector { info: info.clone(), head, params, backbone: backbone.clone() };
-            let metrics = self.measure(&detector, &pictures, &cached)?;
+            let detector = Detector::new(info.clone(), head, params, backbone.clone());
+            let metrics = self.measure(&detector, &cached)?;
             metrics.map_or(Ok(()), |metrics| oracle.add(&self.run, info.record.len(), &detector, &metrics))
         };
         self.epochs(&mut info, &mut trainer, &train, measure)?;
 
-        let Trainer { head, params, .. } = trainer;
-        let mut detector = Detector { info, head, params, backbone };
+        let (head, params) = trainer.into_model();
+        let mut detector = Detector::new(info, head, params, backbone.clone());
         detector.info.score_scale = detector.measure_scale(&train)?;
-        detector.info.calibration = self.calibrate(&detector, &pictures, &cached)?;
-        detector.info.golden = golden::of_items(&detector, &pictures.dataset, &golden_items(&train))?;
+        detector.info.calibration = match self.resumed.then(|| self.calibrated(&detector)).flatten() {
+            Some(calibration) => Some(calibration),
+            None => self.calibrate(&detector, &cached)?,
+        };
+        detector.info.golden = golden::of_items(&detector, dataset, &golden_items(&train))?;
         save_model(&self.run.model(), &detector.info, &detector.params)?;
-        let metrics = self.measure(&detector, &pictures, &cached)?;
+        let metrics = self.measure(&detector, &cached)?;
         match &metrics {
             None => ui.warn("there are no test pictures, so nothing was measured"),
             Some(metrics) => {
@@ -116,7 +112,7 @@ impl Job<'_> {
                 }
             }
         }
-        let took = started.elapsed();
+        let took = self.started.elapsed();
         ui.note("done", format_args!("{:.0} s, {}", took.as_secs_f64(), self.run.model().display()));
         let record = &detector.info.record;
         Ok(Trained {
@@ -130,26 +126,29 @@ impl Job<'_> {
         })
     }
 
-    /// Takes pictures out of training for thresholds, and says so.
-    fn hold_out(&self, pictures: &mut Pictures) {
-        hold_out(&mut pictures.dataset, self.config.hold_out);
-        let held_out = pictures.dataset.items.iter().filter(|item| item.split == Split::Validation).count();
-        let what = match held_out {
-            0 => "none: the model will have no threshold until `grad calibrate` is given good pictures".into(),
-            n => format!("{} of good parts, for thresholds", count(n, "picture")),
-        };
-        self.ui.note("held out", what);
+    fn dataset(&self) -> &Dataset {
+        &self.inputs.pictures.dataset
+    }
+
+    /// The thresholds of the model file, if it is of these very parameters: `calibrate` may have chosen them since.
+    fn calibrated(&self, detector: &Detector) -> Option<Calibration> {
+        let (info, _, params) = load_model(&self.run.model()).ok()?;
+        let host = detector.params.to(&Device::Cpu).ok()?;
+        let same = params.values().iter().map(|v| v.to_bits()).eq(host.values().iter().map(|v| v.to_bits()));
+        let kept = info.calibration.filter(|_| same)?;
+        self.ui.note("threshold", format_args!("kept: {}", thresholds::promise(&kept)));
+        Some(kept)
     }
 
     /// Thresholds from the pictures that were held out; `None` if there are none.
-    fn calibrate(&self, detector: &Detector, pictures: &Pictures, cached: &Cached) -> Result<Option<Calibration>> {
+    fn calibrate(&self, detector: &Detector, cached: &Cached) -> Result<Option<Calibration>> {
         let held_out = cached.select(Split::Validation);
         if held_out.is_empty() {
             return Ok(None);
         }
         let mut scores: BTreeMap<String, Vec<GoodScore>> = BTreeMap::new();
         for (item, score) in held_out.items().iter().zip(detector.good_scores(&held_out)?) {
-            scores.entry(pictures.dataset.class_of(item).to_owned()).or_default().push(score);
+            scores.entry(self.dataset().class_of(item).to_owned()).or_default().push(score);
         }
         let calibration = Calibration::new(DEFAULT_TARGET, &scores)?;
         self.ui.note("threshold", thresholds::promise(&calibration));
@@ -169,22 +168,16 @@ impl Job<'_> {
     }
 
     /// A fresh trainer, its gate fitted to the training features.
-    fn begin(
-        &self,
-        backbone: &Backbone,
-        pictures: &Pictures,
-        cached: &Cached,
-        train: &Selection,
-    ) -> Result<(ModelInfo, Trainer)> {
-        let config = self.config;
+    fn begin(&self, cached: &Cached, train: &Selection) -> Result<(ModelInfo, Trainer)> {
+        let (config, backbone) = (self.config, &self.inputs.backbone);
         let mse_coef = match config.mse_coef {
             MseCoef::Value(k) => k,
             MseCoef::Auto => {
-                let energy = cached.features.mean_square(&train.of);
+                let energy = train.mean_square();
                 let k = 0.5 / energy;
                 if !(k.is_finite() && k > 0.0) {
                     return Err(Error::data(
-                        pictures.dataset.root(),
+                        self.dataset().root(),
                         format!("the features of the training pictures have a mean energy of {energy}"),
                         "the gate cannot be fitted to them: give --mse-coef, or other pictures",
                     ));
@@ -207,15 +200,15 @@ impl Job<'_> {
             backbone: config.backbone.name().into(),
             backbone_digest: backbone.digest().to_string(),
             image_size: config.image_size,
-            classes: pictures.dataset.classes.clone(),
+            classes: self.dataset().classes.clone(),
             protocol: Protocol::official(),
             score_scale: None,
             train: config.train(),
             record: vec![],
             images: train.len(),
-            data: pictures.origins.clone(),
+            data: self.inputs.pictures.origins.clone(),
             hold_out: config.hold_out,
-            trained_on: fingerprints(train)?,
+            trained_on: self.inputs.fingerprints(),
             calibration: None,
             golden: vec![],
         };
@@ -226,14 +219,14 @@ impl Job<'_> {
     }
 
     /// The trainer of the checkpoint, if it belongs to these pictures and this backbone.
-    fn reopen(&self, backbone: &Backbone, pictures: &Pictures, images: usize) -> Result<(ModelInfo, Trainer)> {
+    fn reopen(&self, images: usize) -> Result<(ModelInfo, Trainer)> {
         let path = self.run.checkpoint();
         let (mut info, mut trainer) = load_checkpoint(&path)?;
-        if !backbone.is(&info.backbone_digest) {
+        if !self.inputs.backbone.is(&info.backbone_digest) {
             let help = "resume with the --backbone-weights that the run began with";
             return Err(Error::model(path, "it was trained on features of other backbone weights", help));
         }
-        let classes = &pictures.dataset.classes;
+        let classes = &self.dataset().classes;
         if (classes, images) != (&info.classes, info.images) {
             let what = format!(
                 "{} ({}) are not what the run was trained on: {} ({})",
@@ -242,7 +235,7 @@ impl Job<'_> {
                 info.images,
                 info.classes.join(", ")
             );
-            return Err(Error::data(pictures.dataset.root(), what, "bring the pictures back, or start another run"));
+            return Err(Error::data(self.dataset().root(), what, "bring the pictures back, or start another run"));
         }
         let done = trainer.progress.epoch + usize::from(trainer.progress.step > 0);
         if done > self.config.epochs {
@@ -282,10 +275,18 @@ impl Job<'_> {
         let steps = trainer.steps_per_epoch(train.len());
         let bar = self.ui.bar("train", steps * trainer.config.epochs);
         bar.at(steps * trainer.progress.epoch + trainer.progress.step);
+        let mut kept = trainer.kept();
+        // On a device that keeps all features, the steps of an epoch are one turn of this loop, and the user and the clock
+        // are asked between two; otherwise each step is.
         while !trainer.finished() {
-            let report = trainer.step(train)?;
-            bar.advance(1);
-            if let Some(record) = report.epoch {
+            let reports = trainer.advance(train)?;
+            bar.advance(reports.len());
+            if trainer.kept() != kept {
+                kept = trainer.kept();
+                self.say_kept(kept);
+            }
+            // An epoch can end with the last of them alone.
+            if let Some(record) = reports.into_iter().filter_map(|report| report.epoch).next_back() {
                 log.push(&record)?;
                 self.say_epoch(&bar, &record);
                 info.record.push(record.summary);
@@ -301,8 +302,7 @@ impl Job<'_> {
             }
             if stop && !trainer.finished() {
                 let at = format!("in epoch {}; everything is saved", trainer.progress.epoch + 1);
-                let resume = format!("grad train --resume {}", self.resume.display());
-                return Err(Error::Interrupted(format!("{at}\n  go on with: {resume}")));
+                return Err(Error::Interrupted(format!("{at}\n  go on with: {}", self.go_on)));
             }
         }
         Ok(())
@@ -319,21 +319,23 @@ impl Job<'_> {
     }
 
     /// Metrics on the test pictures; `None` when there are none.
-    fn measure(&self, detector: &Detector, pictures: &Pictures, cached: &Cached) -> Result<Option<Metrics>> {
+    fn measure(&self, detector: &Detector, cached: &Cached) -> Result<Option<Metrics>> {
         let test = cached.select(Split::Test);
         if test.is_empty() {
             return Ok(None);
         }
         let bar = self.ui.bar("evaluate", test.len());
-        evaluate(detector, &pictures.dataset, &test.items(), &test, &|n| bar.advance(n)).map(Some)
+        evaluate(detector, self.dataset(), &test.items(), &test, &|n| bar.advance(n)).map(Some)
     }
 }
 
-/// Of the training pictures, ascending.
-fn fingerprints(train: &Selection) -> Result<Vec<u64>> {
-    let mut all = train.items().par_iter().map(|item| fingerprint(&item.path)).collect::<Result<Vec<_>>>()?;
-    all.sort_unstable();
-    Ok(all)
+/// Whether steps may be graphs: `GRAD_GRAPHS=off` launches them piece by piece, for debugging.
+fn graphs_wanted() -> Result<bool> {
+    match std::env::var("GRAD_GRAPHS").as_deref() {
+        Err(_) | Ok("" | "on") => Ok(true),
+        Ok("off") => Ok(false),
+        Ok(other) => Err(Error::config(format!("GRAD_GRAPHS is `{other}`"), "set it to on or off, or not at all")),
+    }
 }
 
 /// A few training pictures, evenly spread.

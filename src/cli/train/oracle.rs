@@ -71,16 +71,54 @@ impl Oracle {
     /// # Errors
     /// What writing refuses.
     pub fn add(&mut self, run: &RunFolder, epoch: usize, detector: &Detector, metrics: &Metrics) -> Result<()> {
-        let figure = metrics.mean.image_auroc;
-        let Metrics { mean, .. } = metrics;
-        // A finished run that is opened again measures its last epoch again.
-        self.measured.retain(|m| m.epoch < epoch);
-        self.measured.push(Measured { epoch, image_auroc: mean.image_auroc, pixel_auroc: mean.pixel_auroc });
-        if self.best.as_ref().is_none_or(|best| figure > best.metrics.mean.image_auroc) {
+        if self.note(epoch, metrics) {
             save_model(&run.oracle_model(), &detector.info, &detector.params)?;
-            self.best = Some(Best { epoch, metrics: metrics.clone() });
         }
         let text = serde_json::to_string_pretty(self).expect("figures are plain data") + "\n";
         write_atomic(run.oracle_json(), |file| file.write_all(text.as_bytes()))
+    }
+
+    /// Whether this epoch is the best so far. A finished run that is opened again measures its last epoch again.
+    fn note(&mut self, epoch: usize, metrics: &Metrics) -> bool {
+        let Metrics { mean, .. } = metrics;
+        self.measured.retain(|m| m.epoch < epoch);
+        self.measured.push(Measured { epoch, image_auroc: mean.image_auroc, pixel_auroc: mean.pixel_auroc });
+        let better = self.best.as_ref().is_none_or(|best| mean.image_auroc > best.metrics.mean.image_auroc);
+        if better {
+            self.best = Some(Best { epoch, metrics: metrics.clone() });
+        }
+        better
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::metrics::ClassMetrics;
+
+    fn metrics(image_auroc: Option<f64>) -> Metrics {
+        let mean = ClassMetrics { image_auroc, ..ClassMetrics::default() };
+        Metrics {
+            protocol: String::new(),
+            convention: String::new(),
+            classes: BTreeMap::new(),
+            mean,
+            warnings: vec![],
+            interval_method: String::new(),
+        }
+    }
+
+    #[test]
+    fn the_first_of_the_best_epochs_is_kept() {
+        let mut oracle = Oracle::default();
+        let figures = [None, Some(0.7), Some(0.9), Some(0.9), Some(0.8)];
+        let better: Vec<bool> =
+            figures.iter().enumerate().map(|(i, figure)| oracle.note(i + 1, &metrics(*figure))).collect();
+        assert_eq!(better, [true, true, true, false, false]);
+        assert_eq!(oracle.best.as_ref().map(|best| best.epoch), Some(3));
+        assert!(!oracle.note(5, &metrics(Some(0.8))), "the last epoch, measured again");
+        assert_eq!(oracle.measured.iter().map(|m| m.epoch).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
     }
 }

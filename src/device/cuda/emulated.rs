@@ -3,13 +3,16 @@
 //! Memory is never recycled, so that what is freed stays poisoned; outputs start as NaN; the order in which blocks and
 //! threads run is drawn from a seed, `GRAD_EMULATOR_SEED` or one that counts up, which every report names.
 
+use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use super::Precision;
-use super::driver::{Driver, Facts};
+use super::driver::{Command, Driver, Facts, Lane};
 use super::launch::{Blocks, Kernel};
+use super::tensor_map::{MapWords, Walk};
+use super::{Precision, lock};
 use crate::error::{Error, Result};
 
 unsafe extern "C" {
@@ -38,12 +41,14 @@ const MEMORY: usize = 8 << 30;
 
 pub(super) struct Emulated {
     seed: AtomicU64,
+    graphs: Mutex<HashMap<u64, Arc<[Command]>>>,
+    next_graph: AtomicU64,
 }
 
 impl Emulated {
     pub fn new() -> Self {
         let seed = std::env::var("GRAD_EMULATOR_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
-        Emulated { seed: AtomicU64::new(seed) }
+        Emulated { seed: AtomicU64::new(seed), graphs: Mutex::default(), next_graph: AtomicU64::new(1) }
     }
 }
 
@@ -57,6 +62,14 @@ fn call(f: impl FnOnce(*mut c_char, usize) -> c_int) -> Result<()> {
     Err(Error::Device {
         what: format!("emulated device: {}", String::from_utf8_lossy(text)),
         help: "this is a fault of a kernel: please report it".into(),
+    })
+}
+
+/// What is asked of a device that has none of what `kernels/hopper/` needs.
+fn no_copy_engine<R>(asked: &str) -> Result<R> {
+    Err(Error::Device {
+        what: format!("{asked}: the emulated device has no copy engine and no warpgroup products"),
+        help: "this is a fault of the program, which should have chosen other kernels: please report it".into(),
     })
 }
 
@@ -106,7 +119,17 @@ impl Driver for Emulated {
         call(|message, size| unsafe { grad_emulator_fill(to, 0, bytes, message, size) })
     }
 
-    fn launch(&self, kernel: &'static Kernel, precision: Precision, blocks: Blocks, arguments: &[u64]) -> Result<()> {
+    fn launch(
+        &self,
+        kernel: &'static Kernel,
+        precision: Precision,
+        blocks: Blocks,
+        maps: &[MapWords],
+        arguments: &[u64],
+    ) -> Result<()> {
+        if !maps.is_empty() {
+            return no_copy_engine(kernel.name);
+        }
         let run = kernel.emulated[kernel.flavour(precision)].expect("a kernel exists in the flavours it lists");
         let name = CString::new(kernel.name).expect("a C name holds no zero byte");
         let mut words = arguments.to_vec();
@@ -124,6 +147,33 @@ impl Driver for Emulated {
         })
     }
 
+    fn build_graph(&self, commands: Vec<Command>) -> Result<u64> {
+        let graph = self.next_graph.fetch_add(1, Ordering::Relaxed);
+        lock(&self.graphs).insert(graph, commands.into());
+        Ok(graph)
+    }
+
+    /// Every command with all its checks; what starts without content is NaN again, so that nothing flows from a replay
+    /// into the next but by memory from outside.
+    fn replay(&self, graph: u64) -> Result<()> {
+        let commands = lock(&self.graphs)[&graph].clone();
+        commands.iter().try_for_each(|command| match *command {
+            // SAFETY: the emulator checks the address.
+            Command::Fresh { at, bytes } => {
+                call(|message, size| unsafe { grad_emulator_fill(at, 0xFF, bytes, message, size) })
+            }
+            _ => command.issue(self),
+        })
+    }
+
+    fn drop_graph(&self, graph: u64) {
+        lock(&self.graphs).remove(&graph);
+    }
+
+    fn tensor_map(&self, _: u64, _: &Walk) -> Result<MapWords> {
+        no_copy_engine("a tensor map")
+    }
+
     fn synchronize(&self) -> Result<()> {
         Ok(())
     }
@@ -134,6 +184,51 @@ impl Driver for Emulated {
         work()?;
         Ok(started.elapsed().as_secs_f64())
     }
+
+    fn pin(&self, bytes: usize) -> Result<usize> {
+        Ok(Box::into_raw(vec![0u64; bytes.div_ceil(8)].into_boxed_slice()).cast::<u64>().expose_provenance())
+    }
+
+    fn unpin(&self, memory: usize, bytes: usize) {
+        let memory = std::ptr::slice_from_raw_parts_mut(pinned(memory).cast::<u64>(), bytes.div_ceil(8));
+        // SAFETY: it is the box that `pin` let go, of this length, and its only owner gives it up.
+        drop(unsafe { Box::from_raw(memory) });
+    }
+
+    fn send(&self, to: u64, from: usize, bytes: usize) -> Result<()> {
+        // SAFETY: pinned memory of at least that length; the emulator checks the device address.
+        call(|message, size| unsafe { grad_emulator_write(to, pinned(from).cast(), bytes, message, size) })
+    }
+
+    fn fetch(&self, to: usize, from: u64, bytes: usize) -> Result<()> {
+        // SAFETY: pinned memory of at least that length; the emulator checks the device address.
+        call(|message, size| unsafe { grad_emulator_read(pinned(to).cast(), from, bytes, message, size) })
+    }
+
+    // All work is done when it is given: a mark is always reached.
+
+    fn mark(&self) -> Result<u64> {
+        Ok(0)
+    }
+
+    fn drop_mark(&self, _: u64) {}
+
+    fn set(&self, _: u64, _: Lane) -> Result<()> {
+        Ok(())
+    }
+
+    fn hold(&self, _: Lane, _: u64) -> Result<()> {
+        Ok(())
+    }
+
+    fn await_mark(&self, _: u64) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Pinned memory as a pointer.
+fn pinned(memory: usize) -> *mut u8 {
+    std::ptr::with_exposed_provenance_mut(memory)
 }
 
 /// What the safe half of this module cannot express: addresses that are wrong, memory that the host has spoilt.

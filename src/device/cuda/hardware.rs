@@ -3,17 +3,21 @@
 //! The primary context, one stream of our own, kernels loaded when they are first launched. What can be missing is looked
 //! for in the order in which a user can do something about it: library, driver, device, kernels.
 
+mod tensor;
+
 use std::collections::HashMap;
 use std::ffi::{CString, c_int, c_uint, c_void};
 use std::sync::Mutex;
 
-use cudarc::driver::result::{self, DriverError, device, event, stream};
+use cudarc::driver::result::{self, DriverError, device, event, graph, stream};
 use cudarc::driver::sys;
 
-use super::driver::{Driver, Facts};
+use super::driver::{Command, Driver, Facts, Lane};
 use super::launch::{Blocks, Kernel, MODULES};
+use super::tensor_map::{MapWords, Walk};
 use super::{ARCHITECTURES, NEED_LESS, Precision, lock};
 use crate::error::{Error, Result};
+use tensor::launch_in_clusters;
 
 /// More dynamic shared memory than this must be asked for.
 const SHARED_BY_DEFAULT: usize = 48 << 10;
@@ -22,7 +26,7 @@ const USE_CPU: &str = "use --device cpu, or auto";
 
 /// Every function of the library that is called here. The binding looks each up at its first call and panics if it is not
 /// there, as in a very old driver.
-const NEEDED: [&str; 30] = [
+const NEEDED: [&str; 40] = [
     "cuCtxSetCurrent",
     "cuDeviceGet",
     "cuDeviceGetAttribute",
@@ -36,13 +40,20 @@ const NEEDED: [&str; 30] = [
     "cuEventDestroy_v2",
     "cuEventElapsedTime",
     "cuEventRecord",
+    "cuEventSynchronize",
     "cuFuncSetAttribute",
     "cuGetErrorString",
+    "cuGraphDestroy",
+    "cuGraphExecDestroy",
+    "cuGraphInstantiateWithFlags",
+    "cuGraphLaunch",
     "cuInit",
     "cuLaunchKernel",
     "cuMemAlloc_v2",
+    "cuMemFreeHost",
     "cuMemFree_v2",
     "cuMemGetInfo_v2",
+    "cuMemHostAlloc",
     "cuMemcpyDtoDAsync_v2",
     "cuMemcpyDtoHAsync_v2",
     "cuMemcpyHtoDAsync_v2",
@@ -50,9 +61,12 @@ const NEEDED: [&str; 30] = [
     "cuModuleGetFunction",
     "cuModuleLoadData",
     "cuModuleUnload",
+    "cuStreamBeginCapture_v2",
     "cuStreamCreate",
     "cuStreamDestroy_v2",
+    "cuStreamEndCapture",
     "cuStreamSynchronize",
+    "cuStreamWaitEvent",
 ];
 
 /// What a build with the emulator loads where it holds no image: no driver takes it but the stand-in of the tests, which
@@ -71,6 +85,8 @@ pub(super) struct Hardware {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    /// Of copies that go on beside the work.
+    copies: sys::CUstream,
     /// Handles as numbers: they belong to the context, not to a thread.
     loaded: Mutex<Loaded>,
 }
@@ -190,10 +206,16 @@ impl Hardware {
         let device = device::get(wanted).when("opening the device")?;
         // SAFETY: `device` is a device of this driver; the context is released when this value is dropped.
         let context = unsafe { result::primary_ctx::retain(device) }.when("opening the device")?;
-        let mut opened = Hardware { device, context, stream: stream::null(), loaded: Mutex::new(Loaded::default()) };
+        let (stream, loaded) = (stream::null(), Mutex::new(Loaded::default()));
+        let mut opened = Hardware { device, context, stream, copies: stream, loaded };
         opened.bind()?;
         opened.stream = stream::create(stream::StreamKind::NonBlocking).when("making a stream")?;
+        opened.copies = stream::create(stream::StreamKind::NonBlocking).when("making a stream")?;
         Ok(opened)
+    }
+
+    fn lane(&self, lane: Lane) -> sys::CUstream {
+        if lane == Lane::Work { self.stream } else { self.copies }
     }
 
     fn bind(&self) -> Result<()> {
@@ -236,6 +258,67 @@ impl Hardware {
         let handle = handle.when(&format!("looking for the kernel {}", kernel.name))?;
         lock(&self.loaded).functions.insert(key, handle as usize);
         Ok(handle)
+    }
+}
+
+impl Hardware {
+    /// A kernel, loaded and allowed the shared memory that it needs.
+    fn prepare(&self, kernel: &'static Kernel, precision: Precision, blocks: Blocks) -> Result<sys::CUfunction> {
+        let function = self.function(kernel, kernel.flavour(precision))?;
+        if blocks.shared > SHARED_BY_DEFAULT {
+            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let bytes = c_int::try_from(blocks.shared).unwrap_or(c_int::MAX);
+            // SAFETY: the function belongs to a loaded module.
+            let set = unsafe { result::function::set_function_attribute(function, attribute, bytes) };
+            set.when(&format!("launching {}", kernel.name))?;
+        }
+        Ok(function)
+    }
+
+    fn launch_on(
+        &self,
+        stream: sys::CUstream,
+        kernel: &'static Kernel,
+        precision: Precision,
+        blocks: Blocks,
+        maps: &[MapWords],
+        arguments: &[u64],
+    ) -> Result<()> {
+        let function = self.prepare(kernel, precision, blocks)?;
+        if !maps.is_empty() {
+            return launch_in_clusters(stream, function, kernel, blocks, maps, arguments);
+        }
+        let mut words = arguments.to_vec();
+        let mut pointers: Vec<*mut c_void> = words.iter_mut().map(|w| std::ptr::from_mut(w).cast()).collect();
+        let [x, y, z] = blocks.blocks.map(|b| c_uint::try_from(b).unwrap_or(c_uint::MAX));
+        let block = kernel.block as c_uint;
+        // SAFETY: the number and types of the arguments were generated from the kernel's own signature, each pointer is to a
+        // word that holds the argument in its low bytes, and the driver copies them before it returns. Arrays are windows of
+        // live device memory, and memory is reused only by work that comes later on the same stream.
+        let launched = unsafe {
+            let shared = blocks.shared as c_uint;
+            result::launch_kernel(function, (x, y, z), (block, 1, 1), shared, stream, &mut pointers)
+        };
+        launched.when(&format!("launching {}", kernel.name))
+    }
+
+    /// Puts a piece of work on a stream.
+    fn put(&self, stream: sys::CUstream, command: &Command) -> Result<()> {
+        self.bind()?;
+        match *command {
+            Command::Launch { kernel, precision, blocks, ref maps, ref arguments } => {
+                self.launch_on(stream, kernel, precision, blocks, maps, arguments)
+            }
+            // SAFETY: both are windows of at least that length.
+            Command::Copy { to, from, bytes } => {
+                unsafe { result::memcpy_dtod_async(to, from, bytes, stream) }.when("copying on the device")
+            }
+            // SAFETY: `at` is a window of at least that length.
+            Command::Zero { at, bytes } => {
+                unsafe { result::memset_d8_async(at, 0, bytes, stream) }.when("clearing memory")
+            }
+            Command::Fresh { .. } => Ok(()),
+        }
     }
 }
 
@@ -300,39 +383,64 @@ impl Driver for Hardware {
     }
 
     fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
-        self.bind()?;
-        // SAFETY: both are windows of at least that length.
-        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }.when("copying on the device")
+        self.put(self.stream, &Command::Copy { to, from, bytes })
     }
 
-    fn zero(&self, to: u64, bytes: usize) -> Result<()> {
-        self.bind()?;
-        // SAFETY: `to` is a window of at least that length.
-        unsafe { result::memset_d8_async(to, 0, bytes, self.stream) }.when("clearing memory")
+    fn zero(&self, at: u64, bytes: usize) -> Result<()> {
+        self.put(self.stream, &Command::Zero { at, bytes })
     }
 
-    fn launch(&self, kernel: &'static Kernel, precision: Precision, blocks: Blocks, arguments: &[u64]) -> Result<()> {
+    fn launch(
+        &self,
+        kernel: &'static Kernel,
+        precision: Precision,
+        blocks: Blocks,
+        maps: &[MapWords],
+        arguments: &[u64],
+    ) -> Result<()> {
         self.bind()?;
-        let function = self.function(kernel, kernel.flavour(precision))?;
-        let doing = || format!("launching {}", kernel.name);
-        if blocks.shared > SHARED_BY_DEFAULT {
-            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            let bytes = c_int::try_from(blocks.shared).unwrap_or(c_int::MAX);
-            // SAFETY: the function belongs to a loaded module.
-            unsafe { result::function::set_function_attribute(function, attribute, bytes) }.when(&doing())?;
+        self.launch_on(self.stream, kernel, precision, blocks, maps, arguments)
+    }
+
+    /// The stream that records is one of its own: other threads may go on working meanwhile.
+    fn build_graph(&self, commands: Vec<Command>) -> Result<u64> {
+        self.bind()?;
+        // Loading a kernel may wait for the device, which must not happen while a stream records.
+        for command in &commands {
+            if let Command::Launch { kernel, precision, blocks, .. } = command {
+                self.prepare(kernel, *precision, *blocks)?;
+            }
         }
-        let mut words = arguments.to_vec();
-        let mut pointers: Vec<*mut c_void> = words.iter_mut().map(|w| std::ptr::from_mut(w).cast()).collect();
-        let [x, y, z] = blocks.blocks.map(|b| c_uint::try_from(b).unwrap_or(c_uint::MAX));
-        let block = kernel.block as c_uint;
-        // SAFETY: the number and types of the arguments were generated from the kernel's own signature, each pointer is to a
-        // word that holds the argument in its low bytes, and the driver copies them before it returns. Arrays are windows of
-        // live device memory, and memory is reused only by work that comes later on the same stream.
-        let launched = unsafe {
-            let shared = blocks.shared as c_uint;
-            result::launch_kernel(function, (x, y, z), (block, 1, 1), shared, self.stream, &mut pointers)
-        };
-        launched.when(&doing())
+        let recorder = Stream::new()?;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: the stream is alive, and nothing else is put on it.
+        unsafe { stream::begin_capture(recorder.0, mode) }.when("recording a graph")?;
+        let put = commands.iter().try_for_each(|command| self.put(recorder.0, command));
+        // SAFETY: the stream is alive and records; the recording ends whatever became of it.
+        let recorded = unsafe { stream::end_capture(recorder.0) };
+        put?;
+        let recorded = recorded.when("recording a graph")?;
+        // SAFETY: the recorded graph is whole, known to nobody else, and destroyed once.
+        let (made, _) =
+            unsafe { (graph::instantiate(recorded, sys::CUgraphInstantiate_flags(0)), graph::destroy(recorded)) };
+        Ok(made.when("making a graph")? as usize as u64)
+    }
+
+    fn replay(&self, graph: u64) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the handle came from `build_graph`, and its owner has not given it up. The memory it uses is the owner's
+        // concern, and is reused only by work that comes later on the same stream.
+        unsafe { graph::launch(graph as usize as sys::CUgraphExec, self.stream) }.when("launching a graph")
+    }
+
+    fn drop_graph(&self, graph: u64) {
+        // SAFETY: the handle came from `build_graph` and is given up by its only owner; the driver lets it run to its end.
+        // A failure leaves nothing to be done.
+        let _ = self.bind().map(|()| unsafe { graph::exec_destroy(graph as usize as sys::CUgraphExec) });
+    }
+
+    fn tensor_map(&self, address: u64, walk: &Walk) -> Result<MapWords> {
+        self.encode(address, walk)
     }
 
     fn synchronize(&self) -> Result<()> {
@@ -351,6 +459,89 @@ impl Driver for Hardware {
         // SAFETY: both events are alive and were recorded on one stream, which has been waited for.
         let milliseconds = unsafe { event::elapsed(start.0, end.0) }.when("timing")?;
         Ok(f64::from(milliseconds) / 1e3)
+    }
+
+    fn pin(&self, bytes: usize) -> Result<usize> {
+        self.bind()?;
+        // SAFETY: the memory is freed once, by `unpin`.
+        let memory = unsafe { result::malloc_host(bytes.max(1), 0) }.when("pinning host memory")?.cast::<u8>();
+        // SAFETY: it is that long, and nobody else knows it yet.
+        unsafe { memory.write_bytes(0, bytes) };
+        Ok(memory.expose_provenance())
+    }
+
+    fn unpin(&self, memory: usize, _: usize) {
+        // SAFETY: its only owner gives it up, and nothing reads or writes it any more. A failure leaves nothing to be done.
+        let _ = self.bind().map(|()| unsafe { result::free_host(std::ptr::with_exposed_provenance_mut(memory)) });
+    }
+
+    fn send(&self, to: u64, from: usize, bytes: usize) -> Result<()> {
+        self.bind()?;
+        // SAFETY: pinned memory and a window on the device, each of at least that length, that stay until the mark that the
+        // caller sets behind the copy is reached.
+        let sent = unsafe {
+            let from = std::slice::from_raw_parts(std::ptr::with_exposed_provenance::<u8>(from), bytes);
+            result::memcpy_htod_async(to, from, self.copies)
+        };
+        sent.when("copying to the device")
+    }
+
+    fn fetch(&self, to: usize, from: u64, bytes: usize) -> Result<()> {
+        self.bind()?;
+        // SAFETY: as in `send`; nobody reads the memory before that mark.
+        let fetched = unsafe {
+            let to = std::slice::from_raw_parts_mut(std::ptr::with_exposed_provenance_mut::<u8>(to), bytes);
+            result::memcpy_dtoh_async(to, from, self.stream)
+        };
+        fetched.when("copying from the device")
+    }
+
+    fn mark(&self) -> Result<u64> {
+        self.bind()?;
+        // No time is taken at a mark, so that setting it costs nothing.
+        let mark = event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).when("making a mark")?;
+        Ok(mark as u64)
+    }
+
+    fn drop_mark(&self, mark: u64) {
+        // SAFETY: its only owner gives it up; the driver waits where it is still to be reached. A failure leaves nothing to
+        // be done.
+        let _ = self.bind().map(|()| unsafe { event::destroy(mark as sys::CUevent) });
+    }
+
+    fn set(&self, mark: u64, lane: Lane) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the mark and the stream are alive and belong to one context.
+        unsafe { event::record(mark as sys::CUevent, self.lane(lane)) }.when("setting a mark")
+    }
+
+    fn hold(&self, lane: Lane, mark: u64) -> Result<()> {
+        self.bind()?;
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: as in `set`.
+        unsafe { stream::wait_event(self.lane(lane), mark as sys::CUevent, flags) }.when("holding back a stream")
+    }
+
+    fn await_mark(&self, mark: u64) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the mark is alive.
+        unsafe { event::synchronize(mark as sys::CUevent) }.when("waiting for the device")
+    }
+}
+
+/// A stream beside the one that all work goes on.
+struct Stream(sys::CUstream);
+
+impl Stream {
+    fn new() -> Result<Self> {
+        stream::create(stream::StreamKind::NonBlocking).map(Stream).when("making a stream")
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // SAFETY: nobody else knows the stream. A failure leaves nothing to be done.
+        let _ = unsafe { stream::destroy(self.0) };
     }
 }
 
@@ -383,8 +574,8 @@ impl Drop for Hardware {
         // SAFETY: the stream is ours and nothing is launched any more; the modules and the context go with the primary
         // context, which was retained once. A failure here leaves nothing to be done.
         unsafe {
-            if !self.stream.is_null() {
-                let _ = stream::destroy(self.stream);
+            for stream in [self.stream, self.copies].into_iter().filter(|stream| !stream.is_null()) {
+                let _ = stream::destroy(stream);
             }
             for &module in lock(&self.loaded).modules.values() {
                 let _ = result::module::unload(module as sys::CUmodule);

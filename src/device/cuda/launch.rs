@@ -6,7 +6,8 @@
 #[cfg(feature = "emulator")]
 use std::ffi::c_void;
 
-use super::{Element, Gpu, Precision, Real, Slice, SliceMut};
+use super::tensor_map::TensorMap;
+use super::{ARCHITECTURES, Element, Gpu, Precision, Real, Slice, SliceMut};
 use crate::error::{Error, Result};
 
 /// How many blocks a launch has, and how much dynamic shared memory each.
@@ -14,6 +15,7 @@ use crate::error::{Error, Result};
 pub struct Grid {
     size: Size,
     shared: usize,
+    cluster: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -28,12 +30,14 @@ pub(crate) struct Blocks {
     pub blocks: [usize; 3],
     /// Bytes of dynamic shared memory.
     pub shared: usize,
+    /// Neighbouring blocks that run at once.
+    pub cluster: usize,
 }
 
 impl Grid {
     /// Enough blocks for `n` threads.
     pub fn threads(n: usize) -> Self {
-        Grid { size: Size::Threads(n), shared: 0 }
+        Grid { size: Size::Threads(n), shared: 0, cluster: 1 }
     }
 
     /// `x` blocks.
@@ -48,7 +52,7 @@ impl Grid {
 
     /// `x` by `y` by `z` blocks.
     pub fn blocks3(x: usize, y: usize, z: usize) -> Self {
-        Grid { size: Size::Blocks([x, y, z]), shared: 0 }
+        Grid { size: Size::Blocks([x, y, z]), shared: 0, cluster: 1 }
     }
 
     /// Gives every block `bytes` of dynamic shared memory.
@@ -56,12 +60,17 @@ impl Grid {
         Grid { shared: bytes, ..self }
     }
 
+    /// Lets `blocks` neighbours in x run at once and reach each other's shared memory; only for kernels that take tensor maps.
+    pub(super) fn clusters(self, blocks: usize) -> Self {
+        Grid { cluster: blocks, ..self }
+    }
+
     pub(super) fn for_block(self, block: usize) -> Blocks {
         let blocks = match self.size {
             Size::Threads(n) => [n.div_ceil(block), 1, 1],
             Size::Blocks(blocks) => blocks,
         };
-        Blocks { blocks, shared: self.shared }
+        Blocks { blocks, shared: self.shared, cluster: self.cluster }
     }
 }
 
@@ -99,6 +108,13 @@ impl Kernel {
         let wanted = precision as usize;
         if self.flavours[wanted] { wanted } else { Precision::F32 as usize }
     }
+}
+
+/// Whether this build holds an image of a kernel file in one flavour. One for tests that holds none at all has one for the
+/// driver's stand-in.
+pub(super) fn holds(name: &str, precision: Precision) -> bool {
+    let stand_in = cfg!(feature = "emulator") && ARCHITECTURES.is_empty();
+    MODULES.iter().any(|m| m.name == name && (m.images[precision as usize].is_some() || stand_in))
 }
 
 /// A kernel's parameter as one word, low bytes first.

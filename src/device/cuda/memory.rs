@@ -6,9 +6,11 @@
 use std::collections::HashMap;
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::Arc;
 
 use half::bf16;
 
+use super::graph::GraphMemory;
 use super::{Gpu, Precision, Real};
 use crate::error::Result;
 
@@ -89,13 +91,15 @@ pub struct DeviceVec<T: Element> {
     gpu: Gpu,
     address: u64,
     len: usize,
+    /// The graph it belongs to, if it was made for one.
+    graph: Option<Arc<GraphMemory>>,
     element: PhantomData<T>,
 }
 
 impl<T: Element> DeviceVec<T> {
     pub(super) fn new(gpu: &Gpu, len: usize) -> Result<Self> {
-        let address = gpu.allocate(Self::bytes(len, gpu.precision()))?;
-        Ok(DeviceVec { gpu: gpu.clone(), address, len, element: PhantomData })
+        let (address, graph) = gpu.allocate(Self::bytes(len, gpu.precision()))?;
+        Ok(DeviceVec { gpu: gpu.clone(), address, len, graph, element: PhantomData })
     }
 
     /// At least one value, so that every array has an address of its own.
@@ -127,11 +131,24 @@ impl<T: Element> DeviceVec<T> {
     pub fn slice_mut(&mut self) -> SliceMut<'_, T> {
         SliceMut(Slice { owner: PhantomData, ..self.slice() })
     }
+
+    /// Some parts of it at once, to be written.
+    ///
+    /// # Panics
+    /// If a part reaches past the end, or two have a value in common.
+    pub fn parts_mut(&mut self, parts: &[Option<Range<usize>>]) -> Vec<Option<SliceMut<'_, T>>> {
+        let named: Vec<&Range<usize>> = parts.iter().flatten().collect();
+        for (i, a) in named.iter().enumerate() {
+            let apart = |b: &&Range<usize>| a.end <= b.start || b.end <= a.start;
+            assert!(named[..i].iter().all(apart), "part {a:?} overlaps another of {named:?}");
+        }
+        parts.iter().map(|part| part.clone().map(|part| SliceMut(self.slice().range(part)))).collect()
+    }
 }
 
 impl<T: Element> Drop for DeviceVec<T> {
     fn drop(&mut self) {
-        self.gpu.release(self.address, Self::bytes(self.len, self.gpu.precision()));
+        self.gpu.release(self.address, Self::bytes(self.len, self.gpu.precision()), self.graph.take());
     }
 }
 
@@ -223,6 +240,11 @@ pub struct Values<'a> {
 }
 
 impl<'a> Values<'a> {
+    /// Where the first of them lies; to tell places apart.
+    pub(crate) fn place(&self) -> u64 {
+        self.address
+    }
+
     /// No values: what an op gets that said it would not read them.
     pub fn none(kind: ElementKind) -> Self {
         Values { address: 0, len: 0, size: 1, kind, owner: PhantomData }
@@ -315,7 +337,7 @@ impl<'a, T: Element> From<SliceMut<'a, T>> for ValuesMut<'a> {
 }
 
 /// Idle memory by size. Sizes are rounded up, so near-equal requests share.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Pool {
     idle: HashMap<usize, Vec<u64>>,
 }

@@ -3,27 +3,39 @@
 //! ```text
 //! op -> launch::NAME (generated from the kernel's signature) -> Gpu -> Driver -> hardware (cudarc) | emulated (host C++)
 //! ```
-//! The two drivers take the same launches with the same arguments, so what is tested without a GPU is what runs on one.
+//! The two drivers take the same launches with the same arguments, so what is tested without a GPU is what runs on one. The
+//! exception are second implementations of a few kernels (`wgmma`), taken only where a device has judged them (`chosen`).
 
+mod chosen;
 mod driver;
 #[cfg(feature = "emulator")]
 mod emulated;
+mod graph;
 mod hardware;
 pub mod launch;
 mod memory;
 mod precision;
+mod tensor_map;
+mod transfer;
+pub(crate) mod wgmma;
 
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use driver::Driver;
+pub use chosen::Hopper;
 pub use driver::Facts;
+use driver::{Command, Driver};
+pub use graph::Graph;
+use graph::Recording;
 pub use launch::Grid;
 use launch::Kernel;
 use memory::Pool;
 pub use memory::{DeviceVec, Element, ElementKind, Slice, SliceMut, Values, ValuesMut};
 pub use precision::Precision;
 pub use precision::Real;
+use tensor_map::TensorMap;
+pub use transfer::{Download, Upload};
 
 use crate::error::{Error, Result};
 use crate::shape::Shape;
@@ -50,7 +62,12 @@ struct Inner {
     driver: Box<dyn Driver>,
     facts: Facts,
     precision: Precision,
+    hopper: Hopper,
+    /// Launches of `kernels/hopper/`.
+    mapped: AtomicUsize,
     pool: Mutex<Pool>,
+    /// The graph that is recorded at present.
+    recording: Mutex<Option<Recording>>,
     /// What went wrong where nothing could be returned: while memory was given back.
     fault: Mutex<Option<Error>>,
 }
@@ -63,9 +80,18 @@ impl Gpu {
     /// CUDA device `ordinal`, counted from 0.
     ///
     /// # Errors
-    /// [`Error::Device`] when there is no driver, no such device, or no kernel for its architecture.
+    /// [`Error::Device`] when there is no driver, no such device, or no kernel for its architecture, [`Error::Config`] for a
+    /// wrong `GRAD_HOPPER`.
     pub fn open(ordinal: usize, precision: Precision) -> Result<Self> {
-        Self::new(Box::new(hardware::Hardware::open(ordinal)?), precision)
+        Self::open_with(ordinal, precision, Hopper::from_environment()?)
+    }
+
+    /// The same, with a say in when the kernels of `kernels/hopper/` are taken.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(ordinal: usize, precision: Precision, hopper: Hopper) -> Result<Self> {
+        Self::new(Box::new(hardware::Hardware::open(ordinal)?), precision, hopper)
     }
 
     /// What CUDA device `ordinal` says of itself, whether or not this build has kernels for it.
@@ -82,12 +108,21 @@ impl Gpu {
     /// None.
     #[cfg(feature = "emulator")]
     pub fn emulated(precision: Precision) -> Result<Self> {
-        Self::new(Box::new(emulated::Emulated::new()), precision)
+        Self::new(Box::new(emulated::Emulated::new()), precision, Hopper::Off)
     }
 
-    fn new(driver: Box<dyn Driver>, precision: Precision) -> Result<Self> {
-        let (facts, pool) = (driver.facts()?, Mutex::new(Pool::default()));
-        Ok(Gpu(Arc::new(Inner { driver, facts, precision, pool, fault: Mutex::default() })))
+    fn new(driver: Box<dyn Driver>, precision: Precision, hopper: Hopper) -> Result<Self> {
+        let facts = driver.facts()?;
+        Ok(Gpu(Arc::new(Inner {
+            driver,
+            facts,
+            precision,
+            hopper,
+            mapped: AtomicUsize::new(0),
+            pool: Mutex::default(),
+            recording: Mutex::default(),
+            fault: Mutex::default(),
+        })))
     }
 
     /// Name, architecture, size.
@@ -145,6 +180,7 @@ impl Gpu {
     /// If the lengths differ.
     pub fn write<T: Element>(&self, values: &[T::Host], to: &mut SliceMut<T>) -> Result<()> {
         assert_eq!(values.len(), to.len(), "a copy between lengths");
+        self.outside(&format!("a copy of {} values from the host", values.len()))?;
         self.checked(|d| d.upload(to.address(), &T::pack(values, self.precision())))
     }
 
@@ -153,6 +189,7 @@ impl Gpu {
     /// # Errors
     /// [`Error::Device`] when the device, or anything launched before, failed.
     pub fn read<T: Element>(&self, from: Slice<T>) -> Result<Vec<T::Host>> {
+        self.outside(&format!("a read of {} values by the host", from.len()))?;
         let mut bytes = vec![0; from.len() * T::KIND.size(self.precision())];
         self.checked(|d| d.download(&mut bytes, from.address()))?;
         Ok(T::unpack(&bytes, self.precision()))
@@ -168,7 +205,7 @@ impl Gpu {
     pub fn copy<T: Element>(&self, from: Slice<T>, to: &mut SliceMut<T>) -> Result<()> {
         assert_eq!(from.len(), to.len(), "a copy between lengths");
         let bytes = from.len() * T::KIND.size(self.precision());
-        self.checked(|d| d.copy(to.address(), from.address(), bytes))
+        self.submit(Command::Copy { to: to.address(), from: from.address(), bytes })
     }
 
     /// Sets values to zero.
@@ -177,7 +214,7 @@ impl Gpu {
     /// [`Error::Device`] when the device fails.
     pub fn zero<T: Element>(&self, to: &mut SliceMut<T>) -> Result<()> {
         let bytes = to.len() * T::KIND.size(self.precision());
-        self.checked(|d| d.zero(to.address(), bytes))
+        self.submit(Command::Zero { at: to.address(), bytes })
     }
 
     /// Waits for everything launched before.
@@ -185,6 +222,7 @@ impl Gpu {
     /// # Errors
     /// [`Error::Device`] when any of it failed.
     pub fn synchronize(&self) -> Result<()> {
+        self.outside("a wait of the host")?;
         self.checked(|d| d.synchronize())
     }
 
@@ -193,6 +231,7 @@ impl Gpu {
     /// # Errors
     /// What `work` meets, and [`Error::Device`] when the device fails.
     pub fn time(&self, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
+        self.outside("a measurement of time")?;
         self.checked(|d| d.time(&mut work))
     }
 
@@ -209,11 +248,40 @@ impl Gpu {
 
     /// Launches a kernel; called by the generated functions of [`launch`] alone.
     pub(crate) fn launch(&self, kernel: &'static Kernel, grid: Grid, arguments: &[u64]) -> Result<()> {
-        let grid = grid.for_block(kernel.block);
-        if grid.blocks.contains(&0) {
+        let blocks = grid.for_block(kernel.block);
+        if blocks.blocks.contains(&0) {
             return Ok(());
         }
-        self.checked(|d| d.launch(kernel, self.precision(), grid, arguments))
+        self.submit(Command::Launch {
+            kernel,
+            precision: self.precision(),
+            blocks,
+            maps: vec![],
+            arguments: arguments.to_vec(),
+        })
+    }
+
+    /// The same for kernels whose first parameters are tensor maps.
+    pub(crate) fn launch_mapped(
+        &self,
+        kernel: &'static Kernel,
+        grid: Grid,
+        maps: &[&TensorMap],
+        arguments: &[u64],
+    ) -> Result<()> {
+        self.0.mapped.fetch_add(1, Ordering::Relaxed);
+        self.submit(Command::Launch {
+            kernel,
+            precision: self.precision(),
+            blocks: grid.for_block(kernel.block),
+            maps: maps.iter().map(|map| map.words).collect(),
+            arguments: arguments.to_vec(),
+        })
+    }
+
+    /// How many launches of kernels of `kernels/hopper/` there were.
+    pub fn mapped_launches(&self) -> usize {
+        self.0.mapped.load(Ordering::Relaxed)
     }
 
     /// Does `work` unless something failed before without anyone to tell.
@@ -225,7 +293,7 @@ impl Gpu {
     }
 
     /// Memory of at least `bytes` bytes: idle memory of the pool, or new.
-    fn allocate(&self, bytes: usize) -> Result<u64> {
+    fn allocate_shared(&self, bytes: usize) -> Result<u64> {
         let driver = &self.0.driver;
         let bytes = if driver.recycles() { Pool::rounded(bytes) } else { bytes };
         if let Some(address) = lock(&self.0.pool).take(bytes) {
@@ -246,8 +314,8 @@ impl Gpu {
         })
     }
 
-    /// Takes memory back.
-    fn release(&self, address: u64, bytes: usize) {
+    /// Takes memory back that belongs to no graph.
+    fn release_shared(&self, address: u64, bytes: usize) {
         if self.0.driver.recycles() {
             lock(&self.0.pool).put(address, bytes);
         } else if let Err(fault) = self.0.driver.free(address) {

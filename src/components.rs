@@ -1,34 +1,35 @@
-//! Connected regions of a mask: two pixels belong together if they touch by a side or a corner (8-connected, as the
+//! Connected components of an image: two pixels belong together if they touch by a side or a corner (8-connected, as the
 //! published evaluation of MVTec AD labels them).
 //!
-//! Runs of positive pixels, row by row; a run joins those of the row above that it touches (union-find over runs).
+//! Runs of pixels, row by row; a run joins those of the row above that it touches (union-find over runs).
 
 use std::ops::Range;
 
-/// A run of positive pixels within one row.
+/// A run of pixels within one row that belong to a component.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Run {
-    /// Its pixels: indices into the mask.
-    pub(super) pixels: Range<usize>,
-    /// Pixels of the region it belongs to.
-    pub(super) area: u32,
+pub(crate) struct Run {
+    /// Its pixels: indices into the image.
+    pub pixels: Range<usize>,
+    /// The component, numbered by their first pixels in reading order.
+    pub component: usize,
 }
 
-/// The runs of a mask `[rows, width]` (0 good, else defective) in ascending order, and how many regions they make.
-pub(super) fn regions(mask: &[u8], width: usize) -> (Vec<Run>, usize) {
+/// The runs of the pixels of an image `[rows, width]` that are `inside`, in ascending order, and how many components they
+/// make.
+pub(crate) fn components<T>(image: &[T], width: usize, inside: impl Fn(&T) -> bool) -> (Vec<Run>, usize) {
     let mut runs: Vec<Run> = Vec::new();
     let mut parent: Vec<u32> = Vec::new();
     let (mut above, mut row_start) = (0..0, 0);
-    for row in mask.chunks(width.max(1)) {
+    for row in image.chunks(width.max(1)) {
         let first = runs.len();
         let mut from = 0;
         // Of the row above, the first run that may still touch.
         let mut candidate = above.start;
-        while let Some(start) = row[from..].iter().position(|&pixel| pixel != 0).map(|skipped| from + skipped) {
-            let end = row[start..].iter().position(|&pixel| pixel == 0).map_or(row.len(), |length| start + length);
+        while let Some(start) = row[from..].iter().position(&inside).map(|skipped| from + skipped) {
+            let end = row[start..].iter().position(|pixel| !inside(pixel)).map_or(row.len(), |length| start + length);
             let this = runs.len();
             parent.push(this as u32);
-            runs.push(Run { pixels: row_start + start..row_start + end, area: 0 });
+            runs.push(Run { pixels: row_start + start..row_start + end, component: 0 });
             // Columns start-1 ..= end of the row above touch it.
             let touched = |run: &Run| (run.pixels.start + width, run.pixels.end + width);
             while candidate < above.end {
@@ -51,15 +52,13 @@ pub(super) fn regions(mask: &[u8], width: usize) -> (Vec<Run>, usize) {
         above = first..runs.len();
         row_start += row.len();
     }
-    let roots: Vec<usize> = (0..runs.len()).map(|run| find(&mut parent, run)).collect();
-    let mut areas = vec![0_u32; runs.len()];
-    for (run, &root) in runs.iter().zip(&roots) {
-        areas[root] += run.pixels.len() as u32;
+    // The root of a component is its first run, so it is numbered before the others ask for its number.
+    let mut count = 0;
+    for run in 0..runs.len() {
+        let root = find(&mut parent, run);
+        runs[run].component = if root == run { count } else { runs[root].component };
+        count += usize::from(root == run);
     }
-    for (run, &root) in runs.iter_mut().zip(&roots) {
-        run.area = areas[root];
-    }
-    let count = areas.iter().filter(|&&area| area > 0).count();
     (runs, count)
 }
 
@@ -82,11 +81,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Area of the region of every pixel, 0 outside.
+    /// Area of the component of every pixel, 0 outside.
     fn areas(mask: &[u8], width: usize) -> (Vec<u32>, usize) {
-        let (runs, count) = regions(mask, width);
+        let (runs, count) = components(mask, width, |&pixel| pixel != 0);
+        let mut sizes = vec![0; count];
+        runs.iter().for_each(|run| sizes[run.component] += run.pixels.len() as u32);
         let mut areas = vec![0; mask.len()];
-        runs.iter().for_each(|run| areas[run.pixels.clone()].fill(run.area));
+        runs.iter().for_each(|run| areas[run.pixels.clone()].fill(sizes[run.component]));
         (areas, count)
     }
 
@@ -97,21 +98,21 @@ mod tests {
             if mask[seed] == 0 || areas[seed] != 0 {
                 continue;
             }
-            let mut region = vec![seed];
+            let mut component = vec![seed];
             let mut at = 0;
-            while let Some(&pixel) = region.get(at) {
+            while let Some(&pixel) = component.get(at) {
                 let (y, x) = (pixel / width, pixel % width);
                 for (ny, nx) in
                     (y.saturating_sub(1)..=y + 1).flat_map(|y| (x.saturating_sub(1)..=x + 1).map(move |x| (y, x)))
                 {
                     let next = ny * width + nx;
-                    if nx < width && next < mask.len() && mask[next] != 0 && !region.contains(&next) {
-                        region.push(next);
+                    if nx < width && next < mask.len() && mask[next] != 0 && !component.contains(&next) {
+                        component.push(next);
                     }
                 }
                 at += 1;
             }
-            region.iter().for_each(|&pixel| areas[pixel] = region.len() as u32);
+            component.iter().for_each(|&pixel| areas[pixel] = component.len() as u32);
             count += 1;
         }
         (areas, count)
@@ -138,6 +139,20 @@ mod tests {
         assert_eq!(areas(&[0; 12], 4), (vec![0; 12], 0));
         assert_eq!(areas(&[], 4), (vec![], 0));
         assert_eq!(areas(&[1, 1, 0, 1], 4).1, 2);
+    }
+
+    #[test]
+    fn components_are_numbered_by_their_first_pixel() {
+        #[rustfmt::skip]
+        let mask = [
+            0, 1, 0, 1,
+            1, 0, 0, 1,
+            0, 0, 1, 0,
+            1, 0, 0, 0,
+        ];
+        let (runs, count) = components(&mask, 4, |&pixel| pixel != 0);
+        assert_eq!(count, 3);
+        assert_eq!(runs.iter().map(|run| run.component).collect::<Vec<_>>(), [0, 1, 0, 1, 1, 2]);
     }
 
     /// Comb teeth that meet only in the last row: many unions.

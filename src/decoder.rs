@@ -7,12 +7,15 @@
 //!                 -> upsample x2, relu(BN(conv3x3))              [N, 4H, 4W, D/4]
 //!                 -> conv1x1 + bias                              [N, 4H, 4W, 3]     loss = mean (y − picture)²
 //! ```
-//! One for all classes, D = 64, trained on the good training pictures alone, from the cached features: it cannot paint a
-//! defect that it never saw better than the features say. Pictures come out at half the side of the prepared ones, as
-//! `(v/255 − mean)/std`. Upsampling is bilinear with aligned corners. It has no part in any score.
+//! One for all classes, D = 64, trained on the good training pictures alone, from the cached features. Pictures come out
+//! at half the side of the prepared ones, as `(v/255 − mean)/std`. Upsampling is bilinear with aligned corners. It has no
+//! part in any score. What its pictures say and what not: `docs/decoder.md`.
+//!
 //! The architecture is ours; what it is for: figures 1, 3 and 4 of arXiv 2402.18293.
 
 mod file;
+#[cfg(test)]
+mod tests;
 mod train;
 
 use serde::{Deserialize, Serialize};

@@ -79,20 +79,19 @@ fn reconstruction(detector: &Detector, params: &Params, x: &[f32]) -> Result<Vec
     Ok(seen.take().unwrap_or(refined).to_host()?.data().to_vec())
 }
 
-/// What the head makes of a point of the global grid, `[H, W, C]`, before the gate: the local branch reads at the
-/// coordinates of a picture with the features `local`. `None` without a global grid.
+/// What the head makes of a point of the global grid, `[H, W, C]`, before the gate: the local branch reads what it does
+/// for a picture with the features `local`. `None` without a global grid.
 ///
 /// # Errors
 /// As [`coordinates`].
 pub fn reconstruction_at(detector: &Detector, at: [f32; 2], local: &[f32]) -> Result<Option<Vec<f32>>> {
-    let device = detector.params.storage().gpu().map_or(Device::Cpu, |gpu| Device::Gpu(gpu.clone()));
     let mut params = detector.params.to(&Device::Cpu)?;
     let [weight, bias] = ["weight", "bias"].map(|part| params.find(&format!("global_coord.1.{part}")));
     let (Some(weight), Some(bias)) = (weight, bias) else { return Ok(None) };
     // The last layer of the coordinates' network, tanh(m · weight + bias), made to say `at` of any picture.
     params.get_mut(weight).fill(0.0);
     params.get_mut(bias).copy_from_slice(&at.map(f32::atanh));
-    reconstruction(detector, &params.to(&device)?, local).map(Some)
+    reconstruction(detector, &params.to(&detector.device())?, local).map(Some)
 }
 
 /// What the global grid holds at a point, `[H, W, C]`; `None` where there is none.

@@ -13,7 +13,6 @@ use crate::config::SourceArgs;
 use crate::data::{Split, fingerprint, hold_out};
 use crate::decoder::{DecoderConfig, DecoderInfo, DecoderTrainer, DecoderTraining, Targets, load_unfinished, save};
 use crate::detector::Detector;
-use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::train::FeatureSource;
 
@@ -57,19 +56,18 @@ pub fn run(args: DecoderArgs) -> Result<()> {
     let training = DecoderTraining::standard(epochs, seed);
     interrupt::watch()?;
     model.with_detector(&ui, source, |mut config, detector| {
+        let started = Instant::now();
         pictures_of(&mut config, &detector.info);
         let mut pictures = Pictures::open(&ui, &config)?;
         pictures.dataset.require_training()?;
         hold_out(&mut pictures.dataset, detector.info.hold_out);
-        let cached = pictures.features(&ui, &config, &detector.backbone, Some(Split::Train))?;
-        let train = cached.select(Split::Train);
-        let items = train.items();
-        let paths: Vec<&Path> = items.iter().map(|item| item.path.as_path()).collect();
-        let started = Instant::now();
-        let info = match begin_or_go_on(&ui, &out, &detector, &paths, training)? {
-            (info, None) => info,
-            (info, Some(trainer)) => epochs_of(&ui, &out, &detector, &paths, &train, info, trainer)?,
-        };
+        let paths: Vec<&Path> = pictures.dataset.of(Split::Train).map(|item| item.path.as_path()).collect();
+        // Before the features: a file that cannot be gone on with, or a place that cannot be written, is found now.
+        let (mut info, trainer) = begin_or_go_on(&ui, &out, &detector, &paths, training)?;
+        if let Some(trainer) = trainer {
+            let cached = pictures.features(&ui, &config, &detector.backbone, Some(Split::Train))?;
+            train(&ui, &out, &detector, &paths, &cached.select(Split::Train), &mut info, trainer)?;
+        }
         ui.note("done", format_args!("{:.0} s, {}", started.elapsed().as_secs_f64(), out.display()));
         let loss = info.losses.last();
         let value = json!({
@@ -101,6 +99,7 @@ fn begin_or_go_on(
     let fresh = DecoderTrainer::new(structure, training)?;
     let fresh_info = DecoderInfo::new(detector, &fresh, paths.len(), digest.finalize().to_string());
     if !out.exists() {
+        save(out, &fresh_info, &fresh)?;
         return Ok((fresh_info, Some(fresh)));
     }
     let (info, trainer) = load_unfinished(out)?;
@@ -120,30 +119,27 @@ fn begin_or_go_on(
 }
 
 /// Trains until every epoch is done or the user asks to stop.
-fn epochs_of(
+fn train(
     ui: &Ui,
     out: &Path,
     detector: &Detector,
     paths: &[&Path],
-    train: &dyn FeatureSource,
-    mut info: DecoderInfo,
+    features: &dyn FeatureSource,
+    info: &mut DecoderInfo,
     trainer: DecoderTrainer,
-) -> Result<DecoderInfo> {
+) -> Result<()> {
     let [side, _] = info.decoder.picture();
-    let targets = Targets::read(paths, side, detector.backbone.mean(), detector.backbone.std())?;
-    let device = detector.params.storage().gpu().map_or(Device::Cpu, |gpu| Device::Gpu(gpu.clone()));
-    let mut trainer = trainer.to(&device)?;
     let epochs = trainer.training.epochs;
     let what = format_args!("{} of {side}x{side} pixels, {}", count(paths.len(), "picture"), count(epochs, "epoch"));
     ui.note("decoder", what);
-    // Before the first step: a place that cannot be written is found now.
-    save(out, &info, &trainer)?;
+    let targets = Targets::read(paths, side, detector.backbone.mean(), detector.backbone.std())?;
+    let mut trainer = trainer.to(&detector.device())?;
     let mut saved = Instant::now();
     let steps = trainer.steps_per_epoch(paths.len());
     let bar = ui.bar("train", steps * epochs);
     bar.at(steps * trainer.progress.epoch + trainer.progress.step);
     while !trainer.finished() {
-        let ended = trainer.step(train, &targets)?;
+        let ended = trainer.step(features, &targets)?;
         bar.advance(1);
         if let Some((loss, seconds)) = ended {
             info.losses.push(loss);
@@ -157,7 +153,7 @@ fn epochs_of(
         }
         let stop = interrupt::requested();
         if stop || trainer.finished() || saved.elapsed() >= CHECKPOINT_EVERY {
-            save(out, &info, &trainer)?;
+            save(out, info, &trainer)?;
             saved = Instant::now();
         }
         if stop && !trainer.finished() {
@@ -165,5 +161,5 @@ fn epochs_of(
             return Err(Error::Interrupted(at));
         }
     }
-    Ok(info)
+    Ok(())
 }

@@ -56,6 +56,10 @@ pub fn run(args: ReportArgs) -> Result<()> {
     let ReportArgs { model, source, decoder, out, output } = args;
     let ui = Ui::new(output);
     if let Some(study) = Study::read(model.path())? {
+        if decoder.is_some() {
+            let what = format!("{} holds a study, of which there is nothing to decode", model.path().display());
+            return Err(Error::config(what, "leave --decoder out, or give one of its runs: FOLDER/ROW/seed-N"));
+        }
         let folder = model.path();
         let page = study_page(&study, &gather::name_of(folder), &folder.display().to_string())?;
         return write(&ui, &out.unwrap_or_else(|| folder.join("report.html")), &page);

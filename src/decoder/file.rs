@@ -3,7 +3,7 @@
 //! While a decoder is trained its file also holds both moments of AdamW and the place in the training; a finished one is
 //! smaller. Both are written whole or not at all, and equal contents give equal bytes.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use image::RgbImage;
 use rayon::prelude::*;
@@ -13,7 +13,6 @@ use serde::{Deserialize, Serialize};
 use super::{Decoder, DecoderConfig, DecoderTrainer, DecoderTraining};
 use crate::checkpoint::{read_optimiser, read_params, write_tensors};
 use crate::detector::{Detector, unreadable};
-use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::{Context, Params};
 use crate::optim::AdamW;
@@ -22,7 +21,7 @@ use crate::train::Progress;
 
 const KEY: &str = "grad_decoder";
 /// Version of the files written; files of a later one are refused.
-const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 1;
 
 /// Everything about a decoder but its parameters.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -79,6 +78,20 @@ struct Unfinished {
     steps: u64,
 }
 
+impl Header {
+    /// What no training can have written, if anything.
+    fn fault(&self) -> Option<String> {
+        let DecoderInfo { training, images, losses, .. } = &self.decoder;
+        let (epoch, first) = match &self.unfinished {
+            None => (training.epochs, Some(0)),
+            Some(Unfinished { progress, .. }) => (progress.epoch, progress.step.checked_mul(training.batch)),
+        };
+        let there = losses.len() == epoch && first.is_some_and(|first| first < *images);
+        let open = self.unfinished.is_none() || epoch < training.epochs;
+        (!(there && open)).then(|| format!("{} losses of {epoch} epochs, on {images} pictures", losses.len()))
+    }
+}
+
 /// Writes a decoder, with what it takes to go on unless it is finished.
 ///
 /// # Errors
@@ -107,7 +120,8 @@ pub fn load_unfinished(path: &Path) -> Result<(DecoderInfo, Option<DecoderTraine
 
 fn load(path: &Path) -> Result<(Header, Decoder, Params, Option<AdamW>)> {
     let bytes = std::fs::read(path).map_err(|e| unreadable(Error::io("read", path, &e)))?;
-    let damaged = |e: String| Error::model(path, format!("it is damaged: {e}"), "train it again: `grad decoder RUN`");
+    let help = "remove it, and train another: `grad decoder RUN`";
+    let damaged = |e: String| Error::model(path, format!("it is damaged: {e}"), help);
     let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(e.to_string()))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(e.to_string()))?;
     let Some(header) = metadata.metadata().as_ref().and_then(|m| m.get(KEY)) else {
@@ -116,13 +130,13 @@ fn load(path: &Path) -> Result<(Header, Decoder, Params, Option<AdamW>)> {
     };
     // The format first: a later one may hold fields that this version cannot read.
     let format = serde_json::from_str::<serde_json::Value>(header).ok().and_then(|h| h["decoder"]["format"].as_u64());
-    if format.is_some_and(|f| f > FORMAT.into()) {
+    if let Some(format) = format.filter(|f| *f > FORMAT.into()) {
         let help = "use the version of the program that wrote it, or a later one";
-        return Err(Error::model(path, format!("it is of format {format:?}, this version reads up to {FORMAT}"), help));
+        return Err(Error::model(path, format!("it is of format {format}, this version reads up to {FORMAT}"), help));
     }
     let header: Header = serde_json::from_str(header).map_err(|e| damaged(format!("its description: {e}")))?;
     let DecoderInfo { decoder, training, .. } = &header.decoder;
-    if let Some(fault) = decoder.fault().or_else(|| training.fault()) {
+    if let Some(fault) = decoder.fault().or_else(|| training.fault()).or_else(|| header.fault()) {
         return Err(damaged(fault));
     }
     if decoder.parameters() * 4 > bytes.len() as u128 {
@@ -137,7 +151,9 @@ fn load(path: &Path) -> Result<(Header, Decoder, Params, Option<AdamW>)> {
 
 /// A finished decoder beside the detector whose features it paints.
 pub struct Painter {
-    /// What the file says.
+    /// The file.
+    pub path: PathBuf,
+    /// What it says.
     pub info: DecoderInfo,
     decoder: Decoder,
     params: Params,
@@ -171,9 +187,8 @@ impl Painter {
             );
             return Err(Error::model(path, what, "train one for this model: `grad decoder RUN`"));
         }
-        let device = detector.params.storage().gpu().map_or(Device::Cpu, |gpu| Device::Gpu(gpu.clone()));
         let (mean, std) = (detector.backbone.mean(), detector.backbone.std());
-        Ok(Painter { info, decoder, params: params.to(&device)?, mean, std })
+        Ok(Painter { path: path.into(), info, decoder, params: params.to(&detector.device())?, mean, std })
     }
 
     /// What features look like, each `[H, W, C]`.

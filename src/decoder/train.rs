@@ -25,6 +25,9 @@ use crate::train::{FeatureSource, Progress};
 /// Its random stream, apart from those of parameters, which are hashes of names, and of a head's training.
 const SHUFFLE_STREAM: u64 = 3 << 40;
 
+/// Epochs, and pictures of a step: far above what anyone asks for, so that nothing counted in them overflows.
+const MAX: usize = 1 << 20;
+
 /// How a decoder is trained.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -53,7 +56,10 @@ impl DecoderTraining {
     pub fn fault(&self) -> Option<String> {
         let positive = |v: f64| v > 0.0 && !v.is_nan();
         let sound = self.batch > 0 && self.rate.is_finite() && positive(self.rate) && positive(self.clip);
-        let sound = sound && self.decay.is_finite() && self.decay >= 0.0;
+        let sound = sound && self.decay.is_finite() && self.decay >= 0.0 && self.batch <= MAX && self.epochs <= MAX;
+        if self.epochs == 0 {
+            return Some("epochs is 0, so nothing would be learnt".into());
+        }
         (!sound).then(|| format!("it cannot be trained as it says: {self:?}"))
     }
 
@@ -172,17 +178,18 @@ impl DecoderTrainer {
     /// One step on the next batch; the mean loss of the epoch and its seconds, if this step ended it.
     ///
     /// # Errors
-    /// [`Error::Data`] when there is no picture; [`Error::Shape`] when features or pictures do not fit; [`Error::Config`]
-    /// when the loss is not a number any more.
+    /// [`Error::Data`] when there is no picture, or they are not those that it began with; [`Error::Shape`] when features or
+    /// pictures do not fit; [`Error::Config`] when the loss is not a number any more; what a device refuses.
     pub fn step(&mut self, features: &dyn FeatureSource, targets: &Targets) -> Result<Option<(f64, f64)>> {
         let (started, images) = (Instant::now(), features.len());
-        if images == 0 || targets.pictures.len() != images {
-            let what = format!("it holds {images} pictures with features, {} to paint", targets.pictures.len());
-            return Err(Error::data("training set", what, "add good pictures to train on"));
+        let first = self.progress.step * self.training.batch;
+        if first >= images || targets.pictures.len() != images {
+            let painted = targets.pictures.len();
+            let what = format!("it holds {images} pictures with features, {painted} to paint; {first} are done");
+            return Err(Error::data("training set", what, "give all good pictures that the training began with"));
         }
         let mut order: Vec<usize> = (0..images).collect();
         Rng::new(self.training.seed, SHUFFLE_STREAM + self.progress.epoch as u64).shuffle(&mut order);
-        let first = self.progress.step * self.training.batch;
         let places = &order[first..(first + self.training.batch).min(images)];
         let (x, pictures) = (self.placed(self.features(features, places)?)?, self.placed(targets.batch(places))?);
         let [loss, norm] = self.update(&x, &pictures)?;

@@ -273,21 +273,20 @@ pub struct GlobalMap {
     pub points: Vec<GlobalPoint>,
     /// What is stored at chosen places; all with the same channels.
     pub samples: Vec<GridSample>,
-    /// What is stored at chosen places, as pictures; empty without a decoder.
-    pub stored: Vec<GridPicture>,
+    /// What the model makes of places between classes, as pictures; empty without a decoder.
+    pub lines: Vec<GridLine>,
 }
 
-/// What a model makes of a place of the global grid, painted by a decoder.
+/// What a model makes of places on a line through the global grid, painted by a decoder: from the place of a training
+/// picture to that of one of another class.
 #[derive(Clone, Debug, PartialEq)]
-pub struct GridPicture {
-    /// The place.
-    pub at: [f32; 2],
-    /// What lies there, for example `bottle` or `between bottle and tile`.
-    pub label: String,
-    /// Class of the training picture whose local coordinates were read with it.
-    pub local: String,
-    /// The picture.
-    pub picture: Thumbnail,
+pub struct GridLine {
+    /// Classes of the pictures at its ends; one, at its only place, where there is no other class.
+    pub ends: Vec<String>,
+    /// The places, in order.
+    pub places: Vec<[f32; 2]>,
+    /// For the local part of the picture at each end, if the model has a local branch: a picture of every place.
+    pub rows: Vec<Vec<Thumbnail>>,
 }
 
 /// A test picture in the global grid.

@@ -140,11 +140,10 @@ fn sample() -> Report {
             resolution: 4,
             points,
             samples: vec![sample("brick", [-0.6, 0.0]), sample("between brick and wood", [-0.45, 0.1])],
-            stored: vec![GridPicture {
-                at: [-0.6, 0.0],
-                label: HOSTILE[0].into(),
-                local: HOSTILE[1].into(),
-                picture: view(3),
+            lines: vec![GridLine {
+                ends: HOSTILE[..2].iter().map(|end| end.to_string()).collect(),
+                places: vec![[-0.6, 0.0], [0.2, 0.4]],
+                rows: vec![vec![view(3), view(4)], vec![view(5), view(6)]],
             }],
         }),
         speed: Some(Speed {

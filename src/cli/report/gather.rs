@@ -65,17 +65,18 @@ impl Gather<'_> {
         let classes = classes.map(|(name, of)| self.class(name, of, &items, &metrics)).collect::<Result<Vec<_>>>()?;
         let (local, mut global) = grids::maps(self.detector, self.dataset, &items, self.test, &judged)?;
         if let (Some(painter), Some(map)) = (self.painter, &mut global) {
-            map.stored = decoded::stored(self.detector, painter, self.dataset, self.train)?;
+            map.lines = decoded::lines(self.detector, painter, self.dataset, self.train)?;
         }
         let paths: Vec<&Path> = items.iter().map(|item| item.path.as_path()).collect();
         let settings = folder.join("config.toml");
         let settings = if settings.is_file() { read(&settings)? } else { String::new() };
+        let decoder = self.painter.map_or(String::new(), |painter| format!(" --decoder {}", painter.path.display()));
         Ok(Report {
             title: name_of(folder),
             run: Run {
                 version: env!("CARGO_PKG_VERSION").into(),
                 path: folder.display().to_string(),
-                command: format!("grad report {}", folder.display()),
+                command: format!("grad report {}{decoder}", folder.display()),
                 date: String::new(),
                 settings,
             },
@@ -170,6 +171,10 @@ impl Gather<'_> {
         // Of the fingerprints, which are in ascending order: the same pictures give the same digest.
         let learnt: Vec<u8> = info.trained_on.iter().flat_map(|print| print.to_le_bytes()).collect();
         let head = &info.head;
+        let decoder = self.painter.map(|Painter { info, .. }| {
+            let loss = info.losses.last().copied().unwrap_or(f64::NAN);
+            ("decoder".into(), format!("{} epochs on {} pictures, loss {loss:.4}", info.losses.len(), info.images))
+        });
         let memory = |branch: &str, has: bool, side: usize, entries: usize| {
             let (what, size) = match head.memory {
                 MemoryKind::Grid => ("grid", format!("{side} x {side} cells")),
@@ -190,12 +195,15 @@ impl Gather<'_> {
                 ("backbone weights".into(), info.backbone_digest.clone()),
                 ("pictures learnt".into(), blake3::hash(&learnt).to_string()),
             ],
-            facts: vec![
+            facts: [
                 memory("local", head.local, head.local_resolution, head.local_entries),
                 memory("global", head.global, head.global_resolution, head.global_entries),
                 ("training pictures".into(), info.images.to_string()),
                 ("data".into(), info.data.join(", ")),
-            ],
+            ]
+            .into_iter()
+            .chain(decoder)
+            .collect(),
         })
     }
 

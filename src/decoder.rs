@@ -127,7 +127,19 @@ impl Decoder {
         let enlarge = [("enlarge.0", d, d / 2), ("enlarge.1", d / 2, d / 4)];
         let enlarge = enlarge.map(|(name, from, to)| Enlarge::new(&mut b, name, from, to));
         let paint = Pointwise::with_bias(&mut b, "paint", d / 4, 3, Kind::Identity);
-        (Decoder { config, stem, stem_norm, blocks, enlarge, paint }, b.build(seed))
+        let mut params = b.build(seed);
+        // Layers start with 0.01, as heads do. From there the last one alone would take hundreds of steps to reach the
+        // range of pictures: here all start as He et al. 2015 have it, sqrt(2 / inputs).
+        let weights: Vec<(Id, usize)> = params
+            .entries()
+            .filter(|(_, e)| e.shape.len() > 1)
+            .map(|(id, e)| (id, e.shape[..e.shape.len() - 1].iter().product()))
+            .collect();
+        for (id, inputs) in weights {
+            let gain = ((2.0 / inputs as f64).sqrt() / WEIGHT_STD) as f32;
+            params.get_mut(id).iter_mut().for_each(|v| *v *= gain);
+        }
+        (Decoder { config, stem, stem_norm, blocks, enlarge, paint }, params)
     }
 
     /// Structure.

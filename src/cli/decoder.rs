@@ -36,9 +36,9 @@ pub struct DecoderArgs {
     model: ModelArgs,
     #[command(flatten)]
     source: SourceArgs,
-    /// Times every picture is seen
-    #[arg(long, value_name = "N", default_value_t = 20, help_heading = "Training")]
-    epochs: usize,
+    /// Times every picture is seen [default: 20, more for few pictures]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    epochs: Option<usize>,
     /// Seed of start values and order
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Training")]
     seed: u64,
@@ -53,7 +53,6 @@ pub fn run(args: DecoderArgs) -> Result<()> {
     let DecoderArgs { model, source, epochs, seed, out, output } = args;
     let ui = Ui::new(output);
     let out = out.unwrap_or_else(|| model.file().with_file_name("decoder.safetensors"));
-    let training = DecoderTraining::standard(epochs, seed);
     interrupt::watch()?;
     model.with_detector(&ui, source, |mut config, detector| {
         let started = Instant::now();
@@ -62,6 +61,7 @@ pub fn run(args: DecoderArgs) -> Result<()> {
         pictures.dataset.require_training()?;
         hold_out(&mut pictures.dataset, detector.info.hold_out);
         let paths: Vec<&Path> = pictures.dataset.of(Split::Train).map(|item| item.path.as_path()).collect();
+        let training = DecoderTraining::standard(epochs.unwrap_or(DecoderTraining::epochs_for(paths.len())), seed);
         // Before the features: a file that cannot be gone on with, or a place that cannot be written, is found now.
         let (mut info, trainer) = begin_or_go_on(&ui, &out, &detector, &paths, training)?;
         if let Some(trainer) = trainer {

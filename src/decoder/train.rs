@@ -25,6 +25,11 @@ use crate::train::{FeatureSource, Progress};
 /// Its random stream, apart from those of parameters, which are hashes of names, and of a head's training.
 const SHUFFLE_STREAM: u64 = 3 << 40;
 
+const BATCH: usize = 8;
+const EPOCHS: usize = 20;
+/// Fewer steps than this leave pictures blurred and pale.
+const STEPS: usize = 600;
+
 /// Epochs, and pictures of a step: far above what anyone asks for, so that nothing counted in them overflows.
 const MAX: usize = 1 << 20;
 
@@ -49,7 +54,12 @@ pub struct DecoderTraining {
 impl DecoderTraining {
     /// What `grad decoder` does.
     pub fn standard(epochs: usize, seed: u64) -> Self {
-        DecoderTraining { epochs, batch: 8, rate: 0.002, decay: 0.01, clip: 1.0, seed }
+        DecoderTraining { epochs, batch: BATCH, rate: 0.002, decay: 0.01, clip: 1.0, seed }
+    }
+
+    /// Epochs for so many pictures unless the user says otherwise: 20, or more of a few pictures, for 600 steps.
+    pub fn epochs_for(images: usize) -> usize {
+        EPOCHS.max(STEPS.div_ceil(images.div_ceil(BATCH).max(1)))
     }
 
     /// What cannot be trained by, if anything.

@@ -6,7 +6,7 @@ use image::RgbImage;
 
 use super::super::pictures::Selection;
 use super::super::train::oracle::Oracle;
-use super::super::ui::Ui;
+use super::super::ui::{Ui, count};
 use super::{decoded, grids, speed};
 use crate::calibrate::Rule;
 use crate::data::{Dataset, Item, Label, Split, decode_file, load_mask};
@@ -173,7 +173,8 @@ impl Gather<'_> {
         let head = &info.head;
         let decoder = self.painter.map(|Painter { info, .. }| {
             let loss = info.losses.last().copied().unwrap_or(f64::NAN);
-            ("decoder".into(), format!("{} epochs on {} pictures, loss {loss:.4}", info.losses.len(), info.images))
+            let of = format!("{} on {}", count(info.losses.len(), "epoch"), count(info.images, "picture"));
+            ("decoder".into(), format!("{of}, loss {loss:.4}"))
         });
         let memory = |branch: &str, has: bool, side: usize, entries: usize| {
             let (what, size) = match head.memory {

@@ -125,8 +125,27 @@ pub fn save_checkpoint(path: &Path, info: &ModelInfo, trainer: &Trainer) -> Resu
 }
 
 fn save(path: &Path, header: &Header, params: &Params, optimiser: Option<&AdamW>) -> Result<()> {
+    let side = header.model.image_size;
+    let golden = header.model.golden.iter().enumerate();
+    let golden = golden.map(|(i, g)| (golden_tensor(i), Dtype::U8, vec![side, side, 3], &g.rgb[..])).collect();
+    let text = serde_json::to_string(header).expect("a header is plain data");
+    write_tensors(path, KEY, text, params, optimiser, golden)
+}
+
+/// A tensor of a file: name, type, shape, bytes.
+type Named<'a> = (String, Dtype, Vec<usize>, &'a [u8]);
+
+/// Writes parameters, the moments of their optimiser and what else there is, with a `header` under the one key `key`.
+pub(crate) fn write_tensors(
+    path: &Path,
+    key: &str,
+    header: String,
+    params: &Params,
+    optimiser: Option<&AdamW>,
+    more: Vec<Named>,
+) -> Result<()> {
     let values = params.storage().on_host()?;
-    let mut tensors: Vec<(String, Dtype, Vec<usize>, &[u8])> = params
+    let mut tensors: Vec<Named> = params
         .entries()
         .map(|(_, e)| (e.name.to_string(), Dtype::F32, e.shape.to_vec(), cast_slice(&values[e.range.clone()])))
         .collect();
@@ -134,17 +153,46 @@ fn save(path: &Path, header: &Header, params: &Params, optimiser: Option<&AdamW>
         optimiser.map_or(Ok(vec![]), |o| [&o.m, &o.v].into_iter().map(Storage::on_host).collect::<Result<_>>())?;
     let moments = MOMENTS.into_iter().zip(&moments);
     tensors.extend(moments.map(|(name, t)| (name.into(), Dtype::F32, vec![t.len()], cast_slice(&t[..]))));
-    let side = header.model.image_size;
-    let golden = header.model.golden.iter().enumerate();
-    tensors.extend(golden.map(|(i, g)| (golden_tensor(i), Dtype::U8, vec![side, side, 3], &g.rgb[..])));
+    tensors.extend(more);
     let views = tensors.into_iter().map(|(name, dtype, shape, bytes)| {
         let view = TensorView::new(dtype, shape, bytes).expect("sizes agree with the values");
         (name, view)
     });
-    let header = serde_json::to_string(header).expect("a header is plain data");
-    let bytes = safetensors::serialize(views, Some(HashMap::from([(KEY.to_string(), header)])))
+    let bytes = safetensors::serialize(views, Some(HashMap::from([(key.to_string(), header)])))
         .expect("the tensors of a model have different names");
     write_atomic(path, |w| std::io::Write::write_all(w, &bytes))
+}
+
+/// Fills `to` from the tensor `name`; what is wrong with it, if anything.
+fn read_tensor(file: &SafeTensors, name: &str, shape: &[usize], to: &mut [f32]) -> Result<(), String> {
+    let tensor = file.tensor(name).map_err(|_| format!("tensor {name} is missing"))?;
+    if tensor.dtype() != Dtype::F32 || tensor.shape() != shape {
+        return Err(format!("tensor {name} is {:?} {:?}, expected F32 {shape:?}", tensor.dtype(), tensor.shape()));
+    }
+    for (to, from) in to.iter_mut().zip(tensor.data().as_chunks::<4>().0) {
+        *to = f32::from_le_bytes(*from);
+    }
+    match to.iter().position(|v| !v.is_finite()) {
+        Some(i) => Err(format!("value {i} of tensor {name} is {}", to[i])),
+        None => Ok(()),
+    }
+}
+
+/// Fills all parameters from a file; what is wrong with it, if anything.
+pub(crate) fn read_params(file: &SafeTensors, params: &mut Params) -> Result<(), String> {
+    let entries: Vec<_> = params.entries().map(|(_, e)| e.clone()).collect();
+    let values = params.values_mut();
+    entries.iter().try_for_each(|e| read_tensor(file, &e.name, &e.shape, &mut values[e.range.clone()]))
+}
+
+/// The optimiser of a file that holds its moments; what is wrong with it, if anything.
+pub(crate) fn read_optimiser(file: &SafeTensors, params: &Params, steps: u64) -> Result<AdamW, String> {
+    let mut optimiser = AdamW { steps, ..AdamW::new(params) };
+    for (name, to) in MOMENTS.into_iter().zip([&mut optimiser.m, &mut optimiser.v]) {
+        let n = to.len();
+        read_tensor(file, name, &[n], to.host_mut())?;
+    }
+    Ok(optimiser)
 }
 
 /// Reads a model file, or the model in a checkpoint.
@@ -163,14 +211,13 @@ pub fn load_model(path: &Path) -> Result<(ModelInfo, Head, Params)> {
 /// As [`load_model`]; also when the file is a finished model, which cannot be trained on.
 pub fn load_checkpoint(path: &Path) -> Result<(ModelInfo, Trainer)> {
     let (header, head, params, optimiser) = load(path)?;
-    let (Some(training), Some(mut optimiser)) = (header.training, optimiser) else {
+    let (Some(training), Some(optimiser)) = (header.training, optimiser) else {
         return Err(Error::model(
             path,
             "it is a model, not a checkpoint",
             "give the checkpoint.safetensors of the run",
         ));
     };
-    optimiser.steps = training.steps;
     let trainer = Trainer::resume(head, params, optimiser, header.model.train.clone(), training.progress);
     Ok((header.model, trainer))
 }
@@ -180,10 +227,7 @@ pub fn load_checkpoint(path: &Path) -> Result<(ModelInfo, Trainer)> {
 /// # Errors
 /// As [`load_model`].
 pub fn load_start(path: &Path) -> Result<(ModelInfo, Head, Params, Option<AdamW>)> {
-    let (header, head, params, mut optimiser) = load(path)?;
-    if let (Some(training), Some(optimiser)) = (&header.training, &mut optimiser) {
-        optimiser.steps = training.steps;
-    }
+    let (header, head, params, optimiser) = load(path)?;
     Ok((header.model, head, params, optimiser))
 }
 
@@ -215,25 +259,7 @@ fn load(path: &Path) -> Result<(Header, Head, Params, Option<AdamW>)> {
     header.model.calibration.iter().try_for_each(Calibration::check).map_err(|e| damaged(e.to_string()))?;
     let (head, mut params) = Head::new(header.model.head.clone(), None);
 
-    let read = |name: &str, shape: &[usize], to: &mut [f32]| -> Result<()> {
-        let tensor = file.tensor(name).map_err(|_| damaged(format!("tensor {name} is missing")))?;
-        if tensor.dtype() != Dtype::F32 || tensor.shape() != shape {
-            let found = format!("{:?} {:?}", tensor.dtype(), tensor.shape());
-            return Err(damaged(format!("tensor {name} is {found}, expected F32 {shape:?}")));
-        }
-        for (to, from) in to.iter_mut().zip(tensor.data().as_chunks::<4>().0) {
-            *to = f32::from_le_bytes(*from);
-        }
-        match to.iter().position(|v| !v.is_finite()) {
-            Some(i) => Err(damaged(format!("value {i} of tensor {name} is {}", to[i]))),
-            None => Ok(()),
-        }
-    };
-    let entries: Vec<_> = params.entries().map(|(_, e)| e.clone()).collect();
-    let values = params.values_mut();
-    for e in &entries {
-        read(&e.name, &e.shape, &mut values[e.range.clone()])?;
-    }
+    read_params(&file, &mut params).map_err(damaged)?;
     let side = header.model.image_size;
     for (i, golden) in header.model.golden.iter_mut().enumerate() {
         let name = golden_tensor(i);
@@ -244,14 +270,8 @@ fn load(path: &Path) -> Result<(Header, Head, Params, Option<AdamW>)> {
         }
         golden.rgb = tensor.data().to_vec();
     }
-    let mut optimiser = None;
-    if header.training.is_some() {
-        let o = optimiser.insert(AdamW::new(&params));
-        for (name, to) in MOMENTS.into_iter().zip([&mut o.m, &mut o.v]) {
-            let n = to.len();
-            read(name, &[n], to.host_mut())?;
-        }
-    }
+    let moments = header.training.as_ref().map(|training| read_optimiser(&file, &params, training.steps));
+    let optimiser = moments.transpose().map_err(damaged)?;
     Ok((header, head, params, optimiser))
 }
 

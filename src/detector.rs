@@ -103,6 +103,11 @@ impl Detector {
         Ok(Detector::new(self.info, self.head, params, backbone))
     }
 
+    /// Where the model lies.
+    pub fn device(&self) -> Device {
+        self.params.storage().gpu().map_or(Device::Cpu, |gpu| Device::Gpu(gpu.clone()))
+    }
+
     /// Scores features, each `[height, width, channels]`, in order.
     ///
     /// # Errors

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! x [N, H, W, C] -> head -> local coordinates [N, H, W, 2], global coordinates [N, 2]       both in (−1, 1)
-//! (a, b)         -> global grid, bilinear -> map [H, W, C]
+//! x              -> head -> reconstruction [H, W, C] before the gate
+//! (a, b)         -> global grid, bilinear -> map [H, W, C];  with the local part of a picture -> reconstruction
 //! ```
 //! Source: figures 3 and 4 of arXiv 2402.18293.
 
@@ -11,8 +12,9 @@ use std::cell::RefCell;
 use rayon::prelude::*;
 
 use crate::detector::Detector;
+use crate::device::Device;
 use crate::error::Result;
-use crate::nn::Context;
+use crate::nn::{Context, Params};
 use crate::ops::GridSample;
 use crate::tape::Tape;
 use crate::tensor::Tensor;
@@ -59,21 +61,37 @@ pub fn coordinates(detector: &Detector, features: &[&[f32]]) -> Result<Vec<Coord
 /// # Errors
 /// As [`coordinates`].
 pub fn reconstructions(detector: &Detector, features: &[&[f32]]) -> Result<Vec<Vec<f32>>> {
-    let of = |x: &&[f32]| {
-        let seen: RefCell<Option<Tensor>> = RefCell::default();
-        let observer = |name: &str, value: &Tensor| {
-            if name == "reconstruction" {
-                *seen.borrow_mut() = Some(value.clone());
-            }
-        };
-        let context = Context::eval(&detector.params).observed(&observer);
-        let refined = detector.head.forward(&context, &detector.placed(&[x])?, None)?;
-        Ok(seen.take().unwrap_or(refined).to_host()?.data().to_vec())
-    };
     match detector.params.storage().gpu() {
-        None => features.par_iter().map(of).collect(),
-        Some(_) => features.iter().map(of).collect(),
+        None => features.par_iter().map(|x| reconstruction(detector, &detector.params, x)).collect(),
+        Some(_) => features.iter().map(|x| reconstruction(detector, &detector.params, x)).collect(),
     }
+}
+
+fn reconstruction(detector: &Detector, params: &Params, x: &[f32]) -> Result<Vec<f32>> {
+    let seen: RefCell<Option<Tensor>> = RefCell::default();
+    let observer = |name: &str, value: &Tensor| {
+        if name == "reconstruction" {
+            *seen.borrow_mut() = Some(value.clone());
+        }
+    };
+    let context = Context::eval(params).observed(&observer);
+    let refined = detector.head.forward(&context, &detector.placed(&[x])?, None)?;
+    Ok(seen.take().unwrap_or(refined).to_host()?.data().to_vec())
+}
+
+/// What the head makes of a point of the global grid, `[H, W, C]`, before the gate: the local branch reads what it does
+/// for a picture with the features `local`. `None` without a global grid.
+///
+/// # Errors
+/// As [`coordinates`].
+pub fn reconstruction_at(detector: &Detector, at: [f32; 2], local: &[f32]) -> Result<Option<Vec<f32>>> {
+    let mut params = detector.params.to(&Device::Cpu)?;
+    let [weight, bias] = ["weight", "bias"].map(|part| params.find(&format!("global_coord.1.{part}")));
+    let (Some(weight), Some(bias)) = (weight, bias) else { return Ok(None) };
+    // The last layer of the coordinates' network, tanh(m · weight + bias), made to say `at` of any picture.
+    params.get_mut(weight).fill(0.0);
+    params.get_mut(bias).copy_from_slice(&at.map(f32::atanh));
+    reconstruction(detector, &params.to(&detector.device())?, local).map(Some)
 }
 
 /// What the global grid holds at a point, `[H, W, C]`; `None` where there is none.

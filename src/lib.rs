@@ -22,6 +22,7 @@ pub mod cli;
 mod components;
 pub mod config;
 pub mod data;
+pub mod decoder;
 pub mod detector;
 pub mod device;
 pub mod error;

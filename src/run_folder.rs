@@ -7,6 +7,7 @@
 //! | `checkpoint.safetensors` | what it takes to go on to the bit |
 //! | `model.safetensors` | the model, written at the end |
 //! | `metrics.json` | what it is worth on the test pictures, if there are any |
+//! | `decoder.safetensors` | paints features in reports, if one was trained (`grad decoder`) |
 //! | `oracle.json`, `oracle.safetensors` | the best epoch on the test pictures, if several were measured |
 //! | `.lock` | held while a process works in the folder |
 

@@ -66,6 +66,11 @@ fn a_browser_finds_no_fault() {
     let grids = ["aria-label=\"ROC curve of bolt", "loss ends at", "global grid"];
     faultless(&browser, &page, &[&["bolt", "cloth", "median, ms", "pictures learnt"], &grids[..]].concat());
 
+    run(home, &["decoder", "run", "--epochs", "1"]).expect(0, &[]);
+    run(home, &["report", "run", "--decoder", "run/decoder.safetensors"]).expect(0, &[]);
+    let decoded = ["decoded features of", "decoded reconstruction of", "local part of", "What that looks like"];
+    faultless(&browser, &home.join("run/report.html"), &[&decoded[..], &grids].concat());
+
     let study = ["study", "settings", "--data", "data", "--image-size", "64", "--blocks", "0", "--epochs", "1"];
     let vary = ["--seeds", "1,2", "--vary", "jitter=off", "--out", "study"];
     run(home, &[&study[..], &vary].concat()).expect(0, &[]);

@@ -3,6 +3,7 @@
 mod calibrate;
 mod completions;
 mod data;
+mod decoder;
 mod demo;
 mod doctor;
 mod eval;
@@ -56,6 +57,7 @@ enum Verb {
     Calibrate(calibrate::CalibrateArgs),
     Eval(eval::EvalArgs),
     Predict(predict::PredictArgs),
+    Decoder(decoder::DecoderArgs),
     Report(report::ReportArgs),
     Study(study::StudyArgs),
     Selftest(selftest::SelftestArgs),
@@ -111,6 +113,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Calibrate(args) => calibrate::run(args),
         Verb::Eval(args) => eval::run(args),
         Verb::Predict(args) => predict::run(args),
+        Verb::Decoder(args) => decoder::run(args),
         Verb::Report(args) => report::run(args),
         Verb::Study(args) => study::run(args),
         Verb::Selftest(args) => selftest::run(args),

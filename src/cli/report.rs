@@ -1,5 +1,6 @@
 //! `grad report`: one HTML file that shows what a run learnt, what it finds, and how far it can be trusted.
 
+mod decoded;
 mod gather;
 mod grids;
 mod speed;
@@ -16,6 +17,7 @@ use super::ui::{OutputArgs, Ui, size};
 use crate::atomic::write_atomic;
 use crate::config::SourceArgs;
 use crate::data::{Split, hold_out};
+use crate::decoder::Painter;
 use crate::error::{Error, Result};
 use crate::report::study_page;
 use crate::study::Study;
@@ -29,6 +31,7 @@ holds small copies of some test pictures.
 Examples:
   grad report runs/parts
   grad report runs/parts --data parts --out parts.html
+  grad report runs/parts --decoder runs/parts/decoder.safetensors
   grad report runs/study-ablation                        of a study, finished or not";
 
 /// Write one HTML file: figures, verdicts, pictures, grids, timings
@@ -39,6 +42,9 @@ pub struct ReportArgs {
     model: ModelArgs,
     #[command(flatten)]
     source: SourceArgs,
+    /// Also show what the model rebuilds, as this decoder paints it (`grad decoder`)
+    #[arg(long, value_name = "FILE", help_heading = "Pictures")]
+    decoder: Option<PathBuf>,
     /// Where to write it [default: report.html beside the model]
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     out: Option<PathBuf>,
@@ -47,9 +53,13 @@ pub struct ReportArgs {
 }
 
 pub fn run(args: ReportArgs) -> Result<()> {
-    let ReportArgs { model, source, out, output } = args;
+    let ReportArgs { model, source, decoder, out, output } = args;
     let ui = Ui::new(output);
     if let Some(study) = Study::read(model.path())? {
+        if decoder.is_some() {
+            let what = format!("{} holds a study, of which there is nothing to decode", model.path().display());
+            return Err(Error::config(what, "leave --decoder out, or give one of its runs: FOLDER/ROW/seed-N"));
+        }
         let folder = model.path();
         let page = study_page(&study, &gather::name_of(folder), &folder.display().to_string())?;
         return write(&ui, &out.unwrap_or_else(|| folder.join("report.html")), &page);
@@ -59,17 +69,21 @@ pub fn run(args: ReportArgs) -> Result<()> {
     let out = out.unwrap_or_else(|| folder.join("report.html"));
     model.with_detector(&ui, source, |mut config, detector| {
         pictures_of(&mut config, &detector.info);
+        let painter = decoder.as_deref().map(|path| Painter::open(path, &detector)).transpose()?;
         let mut pictures = Pictures::open(&ui, &config)?;
         hold_out(&mut pictures.dataset, detector.info.hold_out);
-        let cached = pictures.features(&ui, &config, &detector.backbone, Some(Split::Test))?;
+        // What is stored in the grid is shown at the places of training pictures.
+        let split = painter.is_none().then_some(Split::Test);
+        let cached = pictures.features(&ui, &config, &detector.backbone, split)?;
         let test = cached.select(Split::Test);
         if test.is_empty() {
             let help = "add some, as CLASS/test/good/ and CLASS/test/DEFECT/, or give others by --data";
             return Err(Error::data(pictures.dataset.root(), "holds no test pictures to report on", help));
         }
         let machine = Machine::open(&config, Some(detector.info.train.precision))?.description;
-        let gather =
-            Gather { ui: &ui, detector: &detector, dataset: &pictures.dataset, test: &test, machine, file: &file };
+        let (train, painter) = (cached.select(Split::Train), painter.as_ref());
+        let (detector, dataset, file) = (&detector, &pictures.dataset, &file);
+        let gather = Gather { ui: &ui, detector, painter, dataset, train: &train, test: &test, machine, file };
         let page = gather.report(&folder)?.html();
         write(&ui, &out, &page)
     })

@@ -21,8 +21,8 @@ use crate::storage::Storage;
 use crate::tape::Tape;
 use crate::tensor::Tensor;
 
-/// Standard deviation that every convolution of a head starts with.
-const WEIGHT_STD: f64 = 0.01;
+/// Standard deviation that every convolution starts with.
+pub(crate) const WEIGHT_STD: f64 = 0.01;
 
 /// Whether BatchNorm looks at the batch or at its running statistics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

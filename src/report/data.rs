@@ -186,6 +186,17 @@ pub struct Example {
     pub picture: usize,
     /// Its views.
     pub panels: Panels,
+    /// What the model saw and what it rebuilt, if there is a decoder to paint them.
+    pub decoded: Option<Decoded>,
+}
+
+/// Features of a picture, painted by a decoder.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decoded {
+    /// Its features: what a decoder cannot paint better.
+    pub features: Thumbnail,
+    /// The reconstruction, before the gate: what the model thinks the part should look like.
+    pub reconstruction: Thumbnail,
 }
 
 /// The views of a picture, all of one size; see [`super::panels`].
@@ -262,6 +273,20 @@ pub struct GlobalMap {
     pub points: Vec<GlobalPoint>,
     /// What is stored at chosen places; all with the same channels.
     pub samples: Vec<GridSample>,
+    /// What the model makes of places between classes, as pictures; empty without a decoder.
+    pub lines: Vec<GridLine>,
+}
+
+/// What a model makes of places on a line through the global grid, painted by a decoder: from the place of a training
+/// picture to that of one of another class.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GridLine {
+    /// Classes of the pictures at its ends; one, at its only place, where there is no other class.
+    pub ends: Vec<String>,
+    /// The places, in order.
+    pub places: Vec<[f32; 2]>,
+    /// For the local part of the picture at each end, if the model has a local branch: a picture of every place.
+    pub rows: Vec<Vec<Thumbnail>>,
 }
 
 /// A test picture in the global grid.

@@ -24,8 +24,8 @@ mod thumbnail;
 
 pub use choose::choose;
 pub use data::{
-    ChannelMap, Class, Epoch, Example, Figure, Figures, GlobalMap, GlobalPoint, GridSample, Group, Kind, LocalMap,
-    LocalPair, LocalPoint, Model, Panels, Report, Run, Scored, Speed, Threshold, Timing,
+    ChannelMap, Class, Decoded, Epoch, Example, Figure, Figures, GlobalMap, GlobalPoint, GridLine, GridSample, Group,
+    Kind, LocalMap, LocalPair, LocalPoint, Model, Panels, Report, Run, Scored, Speed, Threshold, Timing,
 };
 pub use study::study_page;
 pub use thumbnail::{Thumbnail, panels};

@@ -10,6 +10,13 @@ const SCRIPT: &str = include_str!("script.js");
 const GLOBAL: &str = "Every picture becomes one point, at which a whole feature map is read. Classes that lie apart share \
                       nothing; a defective picture far from the good ones of its class is rebuilt from what another class \
                       stored. Crosses are the nodes of the grid.";
+const STORED: &str = "Places on a line through the global grid, from that of a training picture in the middle of its class to that \
+                      of one of the class that lies nearest. The network rebuilds each of them and a decoder, which \
+                      learnt from good training pictures alone, paints the result. A place of the global grid says \
+                      nothing of single positions, so the local grid is read as for the picture at one end.";
+const DECODED: &str = "Below the views of a picture: what the decoder makes of its features, which is the best it can do, and \
+                       of their reconstruction, before the gate mixes the features themselves in again. It learnt from \
+                       good training pictures alone, and nothing is scored by it.";
 const LOCAL: &str = "Every position of a picture becomes a point, at which its features are read. Here are the same positions \
                      of a good and a defective picture, joined by lines: the first two where the defect is strongest, the \
                      others where it is weakest. Positions of parts that lie alike read from the same neighbourhood; a \
@@ -129,6 +136,9 @@ fn warnings(report: &Report) -> Vec<String> {
 
 fn classes(out: &mut String, report: &Report) {
     out.push_str("<section id=\"classes\"><h2>Classes</h2>\n");
+    if report.classes.iter().flat_map(|class| &class.examples).any(|example| example.decoded.is_some()) {
+        put!(out, "<p class=\"note\">{DECODED}</p>\n");
+    }
     for (i, class) in report.classes.iter().enumerate() {
         let open = if i < OPEN { " open" } else { "" };
         let [good, defective] = class.counts();
@@ -200,6 +210,19 @@ fn card(out: &mut String, class: &Class, example: &Example) {
             esc(&picture.name)
         );
         put!(out, "width=\"{}\" height=\"{}\" src=\"{}\"></button>", view.width, view.height, view.uri());
+    }
+    if let Some(decoded) = &example.decoded {
+        out.push_str("</div><div class=\"panels decoded\">");
+        let views = [("decoded features", &decoded.features), ("decoded reconstruction", &decoded.reconstruction)];
+        for (what, view) in views {
+            put!(
+                out,
+                "<span><button type=\"button\" class=\"zoom\"><img loading=\"lazy\" alt=\"{what} of {}\" ",
+                esc(&picture.name)
+            );
+            put!(out, "width=\"{}\" height=\"{}\" src=\"{}\"></button>", view.width, view.height, view.uri());
+            put!(out, "<small>{what}</small></span>");
+        }
     }
     put!(out, "</div><figcaption>{} ", name(&picture.name, 40));
     verdict(out, class, example.picture);
@@ -278,6 +301,11 @@ fn grids(out: &mut String, report: &Report) {
         if !map.samples.is_empty() {
             out.push_str("<h4>What is stored <small>a few channels at the numbered points above</small></h4>\n");
             scatter::samples(out, &map.samples);
+        }
+        if !map.lines.is_empty() {
+            put!(out, "<h4>What that looks like</h4>\n<p>{STORED}</p>\n<div class=\"lines\">\n");
+            map.lines.iter().for_each(|line| scatter::line(out, line));
+            out.push_str("</div>\n");
         }
     }
     if let Some(map) = &report.local {

@@ -4,7 +4,7 @@
 //! around it is 2 / R wide. The first coordinate runs along the grid's columns, the second along its rows.
 
 use super::chart::{Axis, Frame, mark, plot};
-use super::data::{Class, GlobalMap, GridSample, Kind, LocalMap, LocalPair, Report};
+use super::data::{Class, GlobalMap, GridLine, GridSample, Kind, LocalMap, LocalPair, Report};
 use super::html::{esc, name, put, shorten};
 use super::thumbnail::{Thumbnail, grey};
 use crate::heatmap::oklch;
@@ -149,6 +149,26 @@ pub(super) fn samples(out: &mut String, samples: &[GridSample]) {
         out.push_str("</div></figure>\n");
     }
     out.push_str("</div>\n");
+}
+
+/// Places between two classes in the global grid, as pictures.
+pub(super) fn line(out: &mut String, line: &GridLine) {
+    let ends: Vec<String> = line.ends.iter().map(|end| name(end, LABEL)).collect();
+    put!(out, "<figure class=\"line\"><figcaption>{}</figcaption>\n", ends.join(" to "));
+    for (row, end) in line.rows.iter().zip(&line.ends) {
+        if line.rows.len() > 1 {
+            put!(out, "<small>local part of {}</small>\n", name(end, LABEL));
+        }
+        out.push_str("<div class=\"steps\">");
+        for (picture, [x, y]) in row.iter().zip(&line.places) {
+            put!(out, "<span><button type=\"button\" class=\"zoom\"><img loading=\"lazy\" ");
+            put!(out, "alt=\"{} at {x:.2}, {y:.2}, decoded\" ", esc(&line.ends.join(" to ")));
+            put!(out, "width=\"{}\" height=\"{}\" src=\"{}\"></button>", picture.width, picture.height, picture.uri());
+            put!(out, "<small class=\"at\">{x:.2}, {y:.2}</small></span>");
+        }
+        out.push_str("</div>\n");
+    }
+    out.push_str("</figure>\n");
 }
 
 /// A pair of pictures with their positions marked, and where these went in the local grid.

@@ -20,11 +20,22 @@ fn thumbnails(seed: u64) -> Panels {
     panels(&picture, (&map, 28, 28), Scale::new(0.5, 1.5).unwrap(), 0.5, Some((&mask, 28, 28))).unwrap()
 }
 
+/// Every other picture has been painted.
+fn decoded(picture: usize) -> Option<Decoded> {
+    let [features, reconstruction] = [1, 2].map(|seed| thumbnails(seed).original);
+    picture.is_multiple_of(2).then_some(Decoded { features, reconstruction })
+}
+
 fn class(index: usize, name: &str) -> Class {
     let mut class = without_pictures(index, name);
     let examples = choose(&class.pictures).into_iter();
-    class.examples =
-        examples.map(|(group, picture)| Example { group, picture, panels: thumbnails(picture as u64) }).collect();
+    let examples = examples.map(|(group, picture)| Example {
+        group,
+        picture,
+        panels: thumbnails(picture as u64),
+        decoded: decoded(picture),
+    });
+    class.examples = examples.collect();
     class
 }
 
@@ -129,6 +140,11 @@ fn sample() -> Report {
             resolution: 4,
             points,
             samples: vec![sample("brick", [-0.6, 0.0]), sample("between brick and wood", [-0.45, 0.1])],
+            lines: vec![GridLine {
+                ends: HOSTILE[..2].iter().map(|end| end.to_string()).collect(),
+                places: vec![[-0.6, 0.0], [0.2, 0.4]],
+                rows: vec![vec![view(3), view(4)], vec![view(5), view(6)]],
+            }],
         }),
         speed: Some(Speed {
             conditions: "cpu, 2 threads".into(),

@@ -6,10 +6,11 @@ use image::RgbImage;
 
 use super::super::pictures::Selection;
 use super::super::train::oracle::Oracle;
-use super::super::ui::Ui;
-use super::{grids, speed};
+use super::super::ui::{Ui, count};
+use super::{decoded, grids, speed};
 use crate::calibrate::Rule;
 use crate::data::{Dataset, Item, Label, Split, decode_file, load_mask};
+use crate::decoder::Painter;
 use crate::detector::Detector;
 use crate::error::{Error, Result};
 use crate::evaluate::evaluate;
@@ -36,7 +37,11 @@ pub struct Judged {
 pub struct Gather<'a> {
     pub ui: &'a Ui,
     pub detector: &'a Detector,
+    /// Paints features, if the user gave one.
+    pub painter: Option<&'a Painter>,
     pub dataset: &'a Dataset,
+    /// Only with a painter.
+    pub train: &'a Selection<'a>,
     pub test: &'a Selection<'a>,
     /// What computes, in words.
     pub machine: String,
@@ -58,16 +63,20 @@ impl Gather<'_> {
         let judged = self.judge(&items)?;
         let classes = self.dataset.classes.iter().zip(&judged);
         let classes = classes.map(|(name, of)| self.class(name, of, &items, &metrics)).collect::<Result<Vec<_>>>()?;
-        let (local, global) = grids::maps(self.detector, self.dataset, &items, self.test, &judged)?;
+        let (local, mut global) = grids::maps(self.detector, self.dataset, &items, self.test, &judged)?;
+        if let (Some(painter), Some(map)) = (self.painter, &mut global) {
+            map.lines = decoded::lines(self.detector, painter, self.dataset, self.train)?;
+        }
         let paths: Vec<&Path> = items.iter().map(|item| item.path.as_path()).collect();
         let settings = folder.join("config.toml");
         let settings = if settings.is_file() { read(&settings)? } else { String::new() };
+        let decoder = self.painter.map_or(String::new(), |painter| format!(" --decoder {}", painter.path.display()));
         Ok(Report {
             title: name_of(folder),
             run: Run {
                 version: env!("CARGO_PKG_VERSION").into(),
                 path: folder.display().to_string(),
-                command: format!("grad report {}", folder.display()),
+                command: format!("grad report {}{decoder}", folder.display()),
                 date: String::new(),
                 settings,
             },
@@ -112,8 +121,10 @@ impl Gather<'_> {
         let class = self.dataset.classes.iter().position(|n| n == name);
         let of = |split| self.dataset.of(split).filter(|item| Some(item.class) == class).count();
         let examples = choose(&pictures).into_iter().map(|(group, picture)| {
-            let panels = self.panels(items[judged[picture].item], judged[picture].item, rule.as_ref().map(|r| &r.0))?;
-            Ok(Example { group, picture, panels })
+            let item = judged[picture].item;
+            let panels = self.panels(items[item], item, rule.as_ref().map(|r| &r.0))?;
+            let decoded = self.painter.map(|painter| decoded::of(self.detector, painter, self.test.get(item)));
+            Ok(Example { group, picture, panels, decoded: decoded.transpose()? })
         });
         Ok(Class {
             name: name.into(),
@@ -160,6 +171,11 @@ impl Gather<'_> {
         // Of the fingerprints, which are in ascending order: the same pictures give the same digest.
         let learnt: Vec<u8> = info.trained_on.iter().flat_map(|print| print.to_le_bytes()).collect();
         let head = &info.head;
+        let decoder = self.painter.map(|Painter { info, .. }| {
+            let loss = info.losses.last().copied().unwrap_or(f64::NAN);
+            let of = format!("{} on {}", count(info.losses.len(), "epoch"), count(info.images, "picture"));
+            ("decoder".into(), format!("{of}, loss {loss:.4}"))
+        });
         let memory = |branch: &str, has: bool, side: usize, entries: usize| {
             let (what, size) = match head.memory {
                 MemoryKind::Grid => ("grid", format!("{side} x {side} cells")),
@@ -180,12 +196,15 @@ impl Gather<'_> {
                 ("backbone weights".into(), info.backbone_digest.clone()),
                 ("pictures learnt".into(), blake3::hash(&learnt).to_string()),
             ],
-            facts: vec![
+            facts: [
                 memory("local", head.local, head.local_resolution, head.local_entries),
                 memory("global", head.global, head.global_resolution, head.global_entries),
                 ("training pictures".into(), info.images.to_string()),
                 ("data".into(), info.data.join(", ")),
-            ],
+            ]
+            .into_iter()
+            .chain(decoder)
+            .collect(),
         })
     }
 

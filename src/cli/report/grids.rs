@@ -130,7 +130,7 @@ fn global(detector: &Detector, dataset: &Dataset, all: &[Coordinates], judged: &
             samples.extend(sample(detector, format!("between {name} and {next}"), between)?);
         }
     }
-    Ok(GlobalMap { resolution: detector.head.config().global_resolution, points, samples })
+    Ok(GlobalMap { resolution: detector.head.config().global_resolution, points, samples, lines: vec![] })
 }
 
 fn sample(detector: &Detector, label: String, at: [f32; 2]) -> Result<Option<GridSample>> {

@@ -17,6 +17,9 @@
 //! code of the six runs in tests too, trapped and decoded where there is no AMX (`amx/tests/trapped.rs`). A machine that has
 //! AMX multiplies once by both, and goes without AMX if the results differ ([`state`]).
 
+// Elsewhere only tests, and the emulator's builds, run the model.
+#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+
 #[cfg(target_arch = "x86_64")]
 pub mod hardware;
 

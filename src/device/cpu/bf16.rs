@@ -20,7 +20,6 @@ pub fn rounded(v: f32) -> f32 {
 }
 
 /// `v` in two terms, as one f32.
-#[cfg(any(test, feature = "emulator"))]
 pub fn in_two_terms(v: f32) -> f32 {
     rounded(v) + rounded(rest(v))
 }

@@ -27,7 +27,7 @@ impl Device {
         }
     }
 
-    /// How products are computed here. On the CPU that is a matter of the threads: see [`cpu::products`].
+    /// How products are computed here. On the CPU that is a matter of the threads: see [`mod@cpu::products`].
     pub fn precision(&self) -> Precision {
         self.gpu().map_or_else(|| cpu::products::products().precision(), Gpu::precision)
     }

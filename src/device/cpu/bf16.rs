@@ -20,7 +20,6 @@ pub fn rounded(v: f32) -> f32 {
 }
 
 /// `v` in two terms, as one f32.
-#[cfg(any(test, feature = "emulator"))]
 pub fn in_two_terms(v: f32) -> f32 {
     rounded(v) + rounded(rest(v))
 }
@@ -112,7 +111,7 @@ mod tests {
                 pairs::<1>(level, &panel, width, &mut lo);
                 let value = |words: &[u32], k: usize, lane: usize| {
                     let word = words[k / 2 * width + lane];
-                    f32::from_bits(if k % 2 == 0 { word << 16 } else { word & 0xffff_0000 })
+                    f32::from_bits(if k.is_multiple_of(2) { word << 16 } else { word & 0xffff_0000 })
                 };
                 for (k, lane) in (0..2 * depth.div_ceil(2)).flat_map(|k| (0..width).map(move |lane| (k, lane))) {
                     let v = if k < depth { panel[k * width + lane] } else { 0.0 };

@@ -40,6 +40,7 @@ impl Tile {
         let (simd, unit) = (products.simd(), products.unit());
         let terms = products.terms();
         let of = |mr, nr, lanes, form, run| Tile { mr, nr, lanes, form, simd, unit, run };
+        #[allow(unused)] // on other processors, where the emulator is left out
         let tiles = |run| of(amx::SIZE, amx::SIZE, amx::SIDE, Form::Tiles { terms }, run);
         match unit {
             #[cfg(target_arch = "x86_64")]

@@ -22,7 +22,6 @@ use std::sync::OnceLock;
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 use super::amx;
-#[cfg(any(test, feature = "emulator"))]
 use super::bf16;
 use super::simd::{Level, Simd, simd};
 use crate::device::cuda::Precision;
@@ -158,7 +157,6 @@ impl Products {
     }
 
     /// `v` as a factor of these products.
-    #[cfg(any(test, feature = "emulator"))]
     pub fn factor(self, v: f32) -> f32 {
         match (self.precision, self.terms()) {
             (Precision::Bf16, _) => bf16::rounded(v),

@@ -7,7 +7,7 @@
 //! | `bf16` | bf16 | bf16 | 2⁻⁸ |
 //!
 //! Parameters, their gradients, statistics, losses and every sum are f32 or wider in all of them. What the CPU makes of each:
-//! [`crate::device::cpu::products`].
+//! [`mod@crate::device::cpu::products`].
 
 use serde::{Deserialize, Serialize};
 

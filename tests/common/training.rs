@@ -3,7 +3,7 @@
 use grad::buffer::Buffer;
 use grad::checkpoint::{self, ModelInfo};
 use grad::device::Device;
-use grad::device::cpu::ConvChoice;
+use grad::device::cuda::Precision;
 use grad::model::{Head, HeadConfig, MemoryKind, ModelKind};
 use grad::optim::AdamW;
 use grad::rng::Rng;
@@ -18,8 +18,7 @@ const SLACK: f64 = 8.0;
 
 /// Trains each head of the fixtures `steps` steps on `device` and compares with PyTorch, final values after all ten.
 pub fn follow_pytorch(device: &Device, steps: usize) {
-    let coarseness =
-        device.gpu().map_or_else(|| ConvChoice::of_process().coarseness(), |gpu| gpu.precision().coarseness());
+    let precision = device.gpu().map_or(Precision::F32, |gpu| gpu.precision());
     for model in ["crad", "crad-s", "grad"] {
         let file = Fixture::read(&format!("trajectory_{model}"));
         let config: HeadConfig = serde_json::from_value(file.metadata("config").clone()).unwrap();
@@ -54,7 +53,7 @@ pub fn follow_pytorch(device: &Device, steps: usize) {
         let judge = |name: &str, found: Vec<f64>| {
             let expected = &file.get(name).data()[..found.len()];
             let float32 = file.metadata("float32_error")[name].as_f64().unwrap();
-            let allowed = SLACK * coarseness * (float32 + f64::from(f32::EPSILON) * largest(expected));
+            let allowed = SLACK * precision.coarseness() * (float32 + f64::from(f32::EPSILON) * largest(expected));
             let err = difference(found, expected);
             assert!(err <= allowed, "{model}: {name} is off by {err:.1e}, allowed {allowed:.1e}");
         };

@@ -34,7 +34,9 @@ pub fn run(args: SelftestArgs) -> Result<()> {
     args.model.with_detector(&ui, SourceArgs::default(), |_, detector| {
         let gpu = detector.params.storage().gpu();
         let precision = gpu.map_or_else(|| cpu::products().precision(), |gpu| gpu.precision());
-        let (replays, allowed) = (replay(&detector)?, allowed(precision));
+        // The coarser of what recorded and what replays.
+        let allowed = allowed(precision).max(allowed(detector.info.train.precision));
+        let replays = replay(&detector)?;
         if replays.is_empty() {
             let help = "it was written by an earlier version or imported: calibrate it, which adds them";
             return Err(Error::model(file, "holds no golden pictures to test with", help));

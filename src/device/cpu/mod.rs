@@ -35,7 +35,8 @@ pub use conv::{ConvGeometry, conv2d_backward_input, conv2d_backward_weight, conv
 pub use depthwise::{DepthwiseGeometry, depthwise_backward_input, depthwise_backward_weight, depthwise_forward};
 pub use gemm::{Matrix, gemm, no_epilogue, row_block};
 pub use math::{exp_f32, sigmoid_f32, tanh_f32};
+pub(crate) use pack::{MAX_DEPTH, interleave};
 pub use pack::{PackA, PackB};
 pub use rows::{CHUNK, add_assign, blocked_sums, column_sums, par_rows};
-pub(crate) use simd::simd_fn;
+pub(crate) use simd::{mul_add, simd_fn};
 pub use simd::{Simd, simd};

@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use super::activation::{Kind, with_kind};
 use super::normalise::{
-    Affine, Sums, add_groups, apply, gradient_residual, gradient_sums, gradient_x, group_images, group_moments, group_of,
-    group_of_image, image_moments,
+    Affine, Sums, add_groups, apply, gradient_residual, gradient_sums, gradient_x, group_images, group_moments,
+    group_of, group_of_image, image_moments,
 };
 use super::normalise_cuda::{Cut, Norm};
 use crate::buffer::Buffer;

@@ -1,24 +1,24 @@
 //! `mobile_bottleneck` on the CPU: the order of the walks, and what each reads and writes of a whole tensor.
 //!
-//! With c the bytes of x, and E = 2 C, beside what the chain of ops that defines the block moves. Memory that is written
-//! without being read before is fetched first and counts twice.
+//! With c the bytes of x, and E = 2 C, beside what the ops of the chain move when they run one by one. Memory that is
+//! written without being read before is fetched first and counts twice.
 //!
 //! ```text
 //!                                                              here    chain
 //! forward    expand        x -> y1, moments                     5 c      7 c
 //!            depthwise     y1 -> y2, moments                    6 c     14 c
-//!            project       y2 -> y3, moments                    4 c     12 c
+//!            project       y2 -> y3, moments                    4 c     11 c
 //!            apply         y3, x -> y                           4 c      4 c
 //! backward   sums          dy, y3                               2 c      2 c
-//!            project'      dy, y3, y2 -> du, sums               8 c     13 c
+//!            project'      dy, y3, y2 -> du, sums               8 c     16 c
 //!            dw3           dy, y3, y2                           4 c      3 c
-//!            depthwise'    du, y2, y1 -> dt over du, sums       8 c     26 c
-//!            dw1           x, dt, y1                            5 c     11 c
+//!            depthwise'    du, y2, y1 -> dt over du, sums       8 c     30 c
+//!            dw1           x, dt, y1                            5 c      3 c
 //!            expand'       dt, y1, dy -> dx                     7 c      7 c
-//!                                                              53 c     99 c
+//!                                                              53 c     97 c
 //! ```
-//! 46 c fewer, at 16 images of 28 x 28 x 432 about 1 GB a block. The products remain, of 56 billion operations. What is kept
-//! for backward is x, y1, y2, y3: 6 c, where the chain keeps 10 c.
+//! At 16 images of 28 x 28 x 432 that is 0.95 GB less for a block. The products remain. What is kept for backward is x, y1,
+//! y2 and y3, 6 c, where the chain keeps 10 c.
 //!
 //! In between, statistics, the gate and tables of coefficients, over `[N, E]` and less.
 
@@ -32,7 +32,7 @@ use super::mobile_bottleneck_lines::{Backward, Picture, forward};
 use super::normalise::{Affine, Sums, add_groups, apply, gradient_sums, group_moments, group_of, row_moments};
 use super::on_load::{Activated, Changed, Lines, OnLoad, Slots, Transposed};
 use crate::buffer::Buffer;
-use crate::device::cpu::{blocked_sums, gemm, no_epilogue, Matrix, simd, simd_fn};
+use crate::device::cpu::{Matrix, blocked_sums, gemm, no_epilogue, simd, simd_fn};
 use crate::op::Arg;
 
 /// The sizes of a call: x `[n, h, w, c]`, expanded to e channels.
@@ -160,8 +160,7 @@ impl MobileBottleneck {
         }
         let scale = [x[5].data, x[6].data];
         let (sums, batch) = (slots.totals(s.e), Statistics::Batch);
-        let [e, f] =
-            gate.gradients(&second, scale, mean2, deviation, &sums, s.positions(), batch, gated_gradients);
+        let [e, f] = gate.gradients(&second, scale, mean2, deviation, &sums, s.positions(), batch, gated_gradients);
 
         // Through the depthwise convolution to dt, and BatchNorm 1: dz1 = a dt + e y1 + f.
         let first = Affine::new(x[2].data, x[3].data, mean1, var1, self.eps);

@@ -217,7 +217,12 @@ simd_fn! {
 
 /// Channels `from..` of a pixel, `L` at a time, from three pixels of each line; returns the first that is left.
 #[inline(always)]
-fn convolve_lanes<const FMA: bool, const L: usize>(from: usize, lines: [&[f32]; 3], taps: &[f32], y: &mut [f32]) -> usize {
+fn convolve_lanes<const FMA: bool, const L: usize>(
+    from: usize,
+    lines: [&[f32]; 3],
+    taps: &[f32],
+    y: &mut [f32],
+) -> usize {
     let c = y.len();
     let (blocks, _) = y[from..].as_chunks_mut::<L>();
     let mut at = from;

@@ -68,7 +68,15 @@ impl Made for Activated<'_> {
         for (table, run) in self.lines.runs(rows) {
             let line = table * c + cols.start..table * c + cols.end;
             let dst = &mut dst[(run.start - first) * width..(run.end - first) * width];
-            activated(simd(), &self.x[run.start * c + cols.start..], c, &self.a[line.clone()], &self.b[line], width, dst);
+            activated(
+                simd(),
+                &self.x[run.start * c + cols.start..],
+                c,
+                &self.a[line.clone()],
+                &self.b[line],
+                width,
+                dst,
+            );
         }
     }
 }
@@ -267,5 +275,93 @@ impl Slots {
             }
         }
         totals
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINES: Lines = Lines { images: 5, positions: 7, tables: 3 };
+    /// More columns than a panel is deep.
+    const C: usize = 300;
+
+    fn values(len: usize, step: usize) -> Vec<f32> {
+        (0..len).map(|i| (i * step % 1009) as f32 / 252.0 - 2.0).collect()
+    }
+
+    /// What `make` promises, value by value, for panels of every width that a product asks for.
+    fn judge(made: &impl Made, at: impl Fn(usize, usize) -> f64) {
+        for (rows, cols, width) in [
+            (0..35, 0..256, 256),
+            (3..4, 256..300, 44),
+            (6..29, 40..48, 8),
+            (13..35, 297..300, 4),
+            (0..30, 240..288, 48),
+            (1..2, 299..300, 8),
+        ] {
+            let mut dst = vec![f32::NAN; rows.len() * width];
+            made.make(rows.clone(), cols.clone(), width, &mut dst);
+            for (i, &found) in dst.iter().enumerate() {
+                let (row, col) = (rows.start + i / width, cols.start + i % width);
+                let want = if col < cols.end { at(row, col) } else { 0.0 };
+                // A few roundings of values up to 10.
+                assert!((f64::from(found) - want).abs() <= 20.0 * f64::from(f32::EPSILON), "{row}, {col}: {found}");
+            }
+        }
+    }
+
+    /// Images 0, 1 and 2, 3 and 4 have a line each.
+    fn line(row: usize) -> usize {
+        [0, 1, 1, 2, 2][row / 7]
+    }
+
+    #[test]
+    fn values_are_made_with_the_line_of_their_image() {
+        let (x, dz) = (values(35 * C, 31), values(35 * C, 17));
+        let [a, e, f] = [7, 11, 13].map(|step| values(3 * C, step));
+        let made = Changed { dz: &dz, x: &x, a: &a, e: &e, f: &f, lines: LINES };
+        judge(&made, |row, col| {
+            let (i, j) = (row * C + col, line(row) * C + col);
+            let [dz, x, a, e, f] = [dz[i], x[i], a[j], e[j], f[j]].map(f64::from);
+            a * dz + e * x + f
+        });
+        let made = Activated { x: &x, a: &a, b: &f, lines: LINES };
+        judge(&made, |row, col| {
+            let j = line(row) * C + col;
+            Kind::HardSwish.value(f64::from(x[row * C + col]) * f64::from(a[j]) + f64::from(f[j]))
+        });
+    }
+
+    #[test]
+    fn slots_add_up_to_their_lines_whatever_the_blocks() {
+        for (images, positions, tables) in [(5, 7, 3), (3, 81, 2), (1, 200, 1), (40, 1, 40), (7, 33, 7)] {
+            let lines = Lines { images, positions, tables };
+            let (rows, n) = (images * positions, 3);
+            let block = row_block(rows, n);
+            let mut data = values(rows * n, 29);
+            let mut slots = Slots::new(lines, n);
+            let sum = |first: usize, rows: &mut [f32], [s, t]: [&mut [f64]; 2]| {
+                s.fill(0.0);
+                t.fill(0.0);
+                for (i, row) in rows.chunks_exact(n).enumerate() {
+                    row.iter().zip(s.iter_mut()).for_each(|(&v, s)| *s += f64::from(v));
+                    t.fill(t[0] + (first + i) as f64);
+                }
+            };
+            slots.fill(sum, |epilogue| {
+                data.chunks_mut(block * n).enumerate().for_each(|(i, rows)| epilogue(i * block, rows));
+            });
+            let totals = slots.totals(n);
+            for table in 0..tables {
+                let [s, t] = totals.of(table);
+                let range = lines.rows(table);
+                for k in 0..n {
+                    let want: f64 = range.clone().map(|row| f64::from(data[row * n + k])).sum();
+                    assert!((s[k] - want).abs() <= 1e-12 * rows as f64, "{images} {positions} {tables}");
+                    assert_eq!(t[k], range.clone().map(|row| row as f64).sum::<f64>());
+                }
+            }
+        }
     }
 }

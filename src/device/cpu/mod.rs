@@ -38,5 +38,5 @@ pub use math::{exp_f32, sigmoid_f32, tanh_f32};
 pub(crate) use pack::{MAX_DEPTH, interleave};
 pub use pack::{PackA, PackB};
 pub use rows::{CHUNK, add_assign, blocked_sums, column_sums, par_rows};
-pub(crate) use simd::{mul_add, simd_fn};
 pub use simd::{Simd, simd};
+pub(crate) use simd::{mul_add, simd_fn};

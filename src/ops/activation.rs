@@ -97,6 +97,7 @@ const SIXTH: f32 = 1.0 / 6.0;
 impl Kind {
     /// [`Self::value`] in f32 without calls, so that a loop over it vectorises.
     #[inline(always)]
+    #[expect(clippy::manual_clamp, reason = "clamp branches, and a loop over branches is not vectorised")]
     pub(crate) fn fast_value(self, x: f32) -> f32 {
         match self {
             Kind::Sigmoid => sigmoid_f32(x),

@@ -131,6 +131,35 @@ impl Drop for Buffer {
     }
 }
 
+/// A fixed number of f64 values in memory of the same pool: sums that f32 would not hold.
+#[derive(Debug)]
+pub(crate) struct Doubles(Buffer);
+
+impl Doubles {
+    /// `len` values of unspecified content, as [`Buffer::scratch`].
+    pub fn scratch(len: usize) -> Self {
+        Doubles(Buffer::scratch(2 * len))
+    }
+
+    /// `len` zeros.
+    pub fn zeros(len: usize) -> Self {
+        Doubles(Buffer::filled(2 * len, 0.0))
+    }
+}
+
+impl Deref for Doubles {
+    type Target = [f64];
+    fn deref(&self) -> &[f64] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+impl DerefMut for Doubles {
+    fn deref_mut(&mut self) -> &mut [f64] {
+        bytemuck::cast_slice_mut(&mut self.0)
+    }
+}
+
 /// Gives all idle memory back to the operating system.
 pub fn trim() {
     if let Ok(mut idle) = IDLE.lock() {

@@ -8,8 +8,7 @@
 //! ```
 //! x, y: `[N, H, W, C]`; no convolution has a bias; the gate squeezes to a quarter of E.
 //!
-//! A device trains it as one op, which moves little more than half of the bytes. The CPU runs the ops one by one: it is bound by
-//! its products, keeps the activations between them, and has no reason to make them twice.
+//! It is trained as one op, which moves little more than half of the bytes and keeps fewer of them for backward.
 
 use super::norm::EPS;
 use super::{Builder, Context, Id, Init, Mode, Norm, Pointwise, Role, WEIGHT_STD};
@@ -51,7 +50,7 @@ impl MobileBottleneck {
     /// # Errors
     /// When the shapes do not fit.
     pub fn forward(&self, cx: &Context, x: &Tensor) -> Result<Tensor> {
-        if let (Mode::Train { groups }, Some(_)) = (cx.mode, x.gpu()) {
+        if let Mode::Train { groups } = cx.mode {
             return self.train_in_one(cx, x, groups);
         }
         let t = self.expand.forward(cx, x)?;

@@ -17,10 +17,11 @@ use serde::{Deserialize, Serialize};
 
 use super::activation::{Kind, with_kind};
 use super::normalise::{
-    Affine, apply, gradient_residual, gradient_sums, gradient_x, group_images, group_moments, group_of_image,
-    image_moments,
+    Affine, Sums, add_groups, apply, gradient_residual, gradient_sums, gradient_x, group_images, group_moments,
+    group_of, group_of_image, image_moments,
 };
 use super::normalise_cuda::{Cut, Norm};
+use crate::buffer::Buffer;
 use crate::device::cpu::{self, simd};
 use crate::device::cuda::{Gpu, GpuArg, GpuOut, Values};
 use crate::error::Result;
@@ -212,18 +213,18 @@ impl Op for BatchNorm {
         let (n, _, _, c) = x[0].shape.nhwc().expect("checked by infer");
         let (y, statistics) = y.split_first_mut().expect("one output at least");
         if let [mean, var] = statistics {
-            group_moments(&image_moments(x[0].data, n, c), self.groups, mean, var);
+            group_moments(&image_moments(x[0].data, n, c), n, x[0].data.len() / (n * c), mean, var);
         }
         let (mean, var): (&[f32], &[f32]) = match statistics {
             [mean, var] => (mean, var),
             _ => (x[3].data, x[4].data),
         };
         let affine = Affine::new(x[1].data, x[2].data, mean, var, self.eps);
-        let group = group_of_image(n, self.statistics.groups(self.groups));
+        let groups = self.statistics.groups(self.groups);
         let image = x[0].data.len() / n;
         y.par_chunks_mut(image).enumerate().for_each(|(i, y)| {
             let at = i * image..(i + 1) * image;
-            let (a, b) = affine.of_group(group[i]);
+            let (a, b) = affine.of_group(group_of(n, groups, i));
             let residual = if self.residual { &x[self.residual_at()].data[at.clone()] } else { &[] };
             with_kind!(self.act, K => apply::<K>(simd(), &x[0].data[at], a, b, residual, y));
         });
@@ -233,7 +234,7 @@ impl Op for BatchNorm {
         let (n, _, _, c) = x[0].shape.nhwc().expect("checked by infer");
         let (mean, var) = self.given(x, y);
         let affine = Affine::new(x[1].data, x[2].data, mean, var, self.eps);
-        let group = group_of_image(n, self.statistics.groups(self.groups));
+        let groups = self.statistics.groups(self.groups);
         let image = x[0].data.len() / n;
         let residual = |at: Range<usize>| match self.residual && self.act != Kind::Identity {
             true => &x[self.residual_at()].data[at],
@@ -241,46 +242,29 @@ impl Op for BatchNorm {
         };
 
         // Per image Σ dz and Σ dz (x − mean), then per group in the order of the images.
-        let sums: Vec<[Vec<f64>; 2]> = (0..n)
-            .into_par_iter()
-            .map(|i| {
-                let (g, at) = (group[i], i * image..(i + 1) * image);
-                let (a, b) = affine.of_group(g);
-                let (mean, r) = (&mean[g * c..(g + 1) * c], residual(at.clone()));
-                let (x, dy) = (&x[0].data[at.clone()], &dy[at]);
-                cpu::blocked_sums(image / c, c, |rows, [s, t]| {
-                    let at = rows.start * c..rows.end * c;
-                    let r = if r.is_empty() { r } else { &r[at.clone()] };
-                    with_kind!(self.act, K => gradient_sums::<K>(simd(), &x[at.clone()], &dy[at], a, b, r, mean, s, t));
-                })
-            })
-            .collect();
-        let (mut dbeta, mut dgamma) = (vec![0.0; mean.len()], vec![0.0; mean.len()]);
-        for (i, [s, t]) in sums.iter().enumerate() {
-            for k in 0..c {
-                let j = group[i] * c + k;
-                dbeta[j] += s[k];
-                dgamma[j] += t[k] * affine.rstd[j];
-            }
-        }
-        for (i, sums) in [(1, &dgamma), (2, &dbeta)] {
-            if let Some(dx) = &mut dx[i] {
-                for (k, dx) in dx.iter_mut().enumerate() {
-                    *dx = sums.iter().skip(k).step_by(c).sum::<f64>() as f32;
-                }
-            }
-        }
+        let mut sums = Sums::new(n, c);
+        sums.par_parts_mut().enumerate().for_each(|(i, sums)| {
+            let (g, at) = (group_of(n, groups, i), i * image..(i + 1) * image);
+            let (a, b) = affine.of_group(g);
+            let (mean, r) = (&mean[g * c..(g + 1) * c], residual(at.clone()));
+            let (x, dy) = (&x[0].data[at.clone()], &dy[at]);
+            cpu::blocked_sums(image / c, sums, |rows, [s, t]| {
+                let at = rows.start * c..rows.end * c;
+                let r = if r.is_empty() { r } else { &r[at.clone()] };
+                with_kind!(self.act, K => gradient_sums::<K>(simd(), &x[at.clone()], &dy[at], a, b, r, mean, s, t));
+            });
+        });
+        let totals = affine.gradient_statistics(n, &sums);
+        let [_, dgamma, dbeta, ..] = dx else { unreachable!("infer accepts three inputs at least") };
+        add_groups(&totals, dgamma.as_deref_mut(), dbeta.as_deref_mut());
 
         // dx = a dz + e x + f, the last two from the paths through variance and mean.
-        let (mut e, mut f) = (vec![0.0f32; mean.len()], vec![0.0f32; mean.len()]);
-        if self.statistics == Statistics::Batch {
-            for j in 0..mean.len() {
-                let m = (group_images(n, self.statistics.groups(self.groups), j / c).len() * image / c) as f64;
-                (e[j], f[j]) = affine.through_statistics(j, mean[j], dbeta[j] / m, dgamma[j] / m);
-            }
-        }
+        let [e, f] = match self.statistics {
+            Statistics::Batch => affine.through_batch(mean, &totals, n, image / c),
+            Statistics::Running => [(); 2].map(|()| Buffer::filled(c, 0.0)),
+        };
         let per_image = |i: usize| {
-            let (g, at) = (group[i], i * image..(i + 1) * image);
+            let (g, at) = (group_of(n, groups, i), i * image..(i + 1) * image);
             (g, &x[0].data[at.clone()], &dy[at.clone()], residual(at))
         };
         if let Some(dx) = &mut dx[0] {

@@ -18,8 +18,11 @@ use serde::{Deserialize, Serialize};
 
 use super::activation::Kind;
 use super::batch_norm::{Statistics, moments};
-use super::normalise::{Affine, group_images, group_moments, group_of_image, image_moments};
+use super::normalise::{
+    Affine, Sums, add_groups, group_images, group_moments, group_of, group_of_image, image_moments,
+};
 use super::normalise_cuda::{CudaGate, Cut, GateGradient, Norm};
+use crate::buffer::Buffer;
 use crate::device::cpu::{self, Matrix, blocked_sums, simd, simd_fn};
 use crate::device::cuda::{Gpu, GpuArg, GpuOut, Values};
 use crate::error::Result;
@@ -101,7 +104,7 @@ fn fast_product(a: Operand<f32>, b: Operand<f32>) -> Vec<f32> {
 }
 
 /// The gate of every image and what led to it.
-struct Gate<'a, T> {
+pub(super) struct Gate<'a, T> {
     v1: Operand<'a, T>,
     v2: Operand<'a, T>,
     product: fn(Operand<T>, Operand<T>) -> Vec<T>,
@@ -112,7 +115,7 @@ struct Gate<'a, T> {
     /// Before the hard sigmoid, `[N, E]`.
     logit: Vec<T>,
     /// `[N, E]`.
-    gate: Vec<T>,
+    pub gate: Vec<T>,
 }
 
 impl<'a, T: Real> Gate<'a, T> {
@@ -137,6 +140,75 @@ impl<'a, T: Real> Gate<'a, T> {
         let dv1 = (self.product)(Operand::new(&self.pooled, n).t(), dhidden);
         let dv2 = (self.product)(Operand::new(&self.hidden, n).t(), dlogit);
         [(self.product)(dhidden, self.v1.t()), dv1, dv2]
+    }
+}
+
+impl<'a> Gate<'a, f32> {
+    /// The gates of images whose means are so far from those of their groups: the mean of t is `a · deviation + beta`.
+    pub fn fast(affine: &Affine, deviation: &[f32], beta: &[f32], [v1, v2]: [Arg<'a, f32>; 2]) -> Self {
+        let c = beta.len();
+        let (n, groups) = (deviation.len() / c, affine.a.len() / c);
+        let mean = |i: usize| {
+            let a = f64::from(affine.a[group_of(n, groups, i / c) * c + i % c]);
+            (a * f64::from(deviation[i]) + f64::from(beta[i % c])) as f32
+        };
+        Gate::new((0..deviation.len()).map(mean).collect(), v1, v2, fast_product)
+    }
+
+    /// From Σ du and Σ du (x − mean) of every image to the gradients of gamma, beta, v1 and v2 that are asked for, and e and
+    /// f `[N, E]` of `dx = a g du + e x + f`.
+    #[expect(clippy::too_many_arguments)]
+    pub fn gradients(
+        &self,
+        affine: &Affine,
+        [gamma, beta]: [&[f32]; 2],
+        mean: &[f32],
+        deviation: &[f32],
+        sums: &Sums,
+        positions: usize,
+        statistics: Statistics,
+        gradients: &mut [Option<&mut [f32]>],
+    ) -> [Buffer; 2] {
+        let c = gamma.len();
+        let (n, groups) = (deviation.len() / c, mean.len() / c);
+        let [dgamma, dbeta, dv1, dv2, ..] = gradients else { unreachable!("one for each of four parameters") };
+        let mut dgate = Buffer::scratch(n * c);
+        for (i, dgate) in dgate.chunks_exact_mut(c).enumerate() {
+            let ([s, t], rstd) = (sums.of(i), &affine.rstd[group_of(n, groups, i) * c..]);
+            for k in 0..c {
+                dgate[k] = (f64::from(gamma[k]) * t[k] * rstd[k] + f64::from(beta[k]) * s[k]) as f32;
+            }
+        }
+        let [dpooled, of_v1, of_v2] = self.backward(&dgate);
+        for (out, found) in [(dv1, of_v1), (dv2, of_v2)] {
+            if let Some(out) = out {
+                out.copy_from_slice(&found);
+            }
+        }
+
+        // Σ dt and Σ dt (x − mean) of every image, with dt = g du + dpooled / P.
+        let mut through = Sums::new(n, c);
+        for (i, [ds, dt]) in through.parts_mut().enumerate() {
+            let [s, t] = sums.of(i);
+            for k in 0..c {
+                let (g, dp) = (f64::from(self.gate[i * c + k]), f64::from(dpooled[i * c + k]));
+                ds[k] = g * s[k] + dp;
+                dt[k] = g * t[k] + dp * f64::from(deviation[i * c + k]);
+            }
+        }
+        let totals = affine.gradient_statistics(n, &through);
+        add_groups(&totals, dgamma.as_deref_mut(), dbeta.as_deref_mut());
+        let of_groups = match statistics {
+            Statistics::Batch => affine.through_batch(mean, &totals, n, positions),
+            Statistics::Running => [(); 2].map(|()| Buffer::filled(mean.len(), 0.0)),
+        };
+        let [mut e, mut f] = [(); 2].map(|()| Buffer::scratch(n * c));
+        for i in 0..n * c {
+            let j = group_of(n, groups, i / c) * c + i % c;
+            let pooled = f64::from(affine.a[j]) * f64::from(dpooled[i]) / positions as f64;
+            (e[i], f[i]) = (of_groups[0][j], of_groups[1][j] + pooled as f32);
+        }
+        [e, f]
     }
 }
 
@@ -254,25 +326,23 @@ impl Op for BatchNormSqueezeExcite {
     }
 
     fn cpu_forward(&self, x: &[Arg<f32>], y: &mut [&mut [f32]]) {
-        let (n, _, _, c) = x[0].shape.nhwc().expect("checked by infer");
+        let (n, h, w, c) = x[0].shape.nhwc().expect("checked by infer");
         let [y, mean, var, deviation] = y else { unreachable!("infer promises four outputs") };
         let images = image_moments(x[0].data, n, c);
         match self.statistics {
-            Statistics::Batch => group_moments(&images, self.groups, mean, var),
+            Statistics::Batch => group_moments(&images, n, h * w, mean, var),
             Statistics::Running => {
                 mean.copy_from_slice(x[5].data);
                 var.copy_from_slice(x[6].data);
             }
         }
         let affine = Affine::new(x[1].data, x[2].data, mean, var, self.eps);
-        let group = group_of_image(n, self.statistics.groups(self.groups));
-        for (i, d) in deviation.iter_mut().enumerate() {
-            *d = (images[i / c].mean[i % c] - f64::from(mean[group[i / c] * c + i % c])) as f32;
-        }
-        let gate = Gate::new(pooled(&affine, &group, deviation, x[2].data), x[3], x[4], fast_product);
+        let groups = self.statistics.groups(self.groups);
+        deviations(&images, n, mean, deviation);
+        let gate = Gate::fast(&affine, deviation, x[2].data, [x[3], x[4]]);
         let image = x[0].data.len() / n;
         y.par_chunks_mut(image).enumerate().for_each(|(i, y)| {
-            let (a, b) = affine.of_group(group[i]);
+            let (a, b) = affine.of_group(group_of(n, groups, i));
             gated(simd(), &x[0].data[i * image..(i + 1) * image], a, b, &gate.gate[i * c..(i + 1) * c], y);
         });
     }
@@ -281,79 +351,32 @@ impl Op for BatchNormSqueezeExcite {
         let (n, h, w, c) = x[0].shape.nhwc().expect("checked by infer");
         let (mean, var, deviation) = (y[1], y[2], y[3]);
         let affine = Affine::new(x[1].data, x[2].data, mean, var, self.eps);
-        let group = group_of_image(n, self.statistics.groups(self.groups));
-        let gate = Gate::new(pooled(&affine, &group, deviation, x[2].data), x[3], x[4], fast_product);
-        let (image, positions) = (x[0].data.len() / n, (h * w) as f64);
+        let groups = self.statistics.groups(self.groups);
+        let gate = Gate::fast(&affine, deviation, x[2].data, [x[3], x[4]]);
+        let image = x[0].data.len() / n;
 
         // Per image Σ du and Σ du (x − mean).
-        let sums: Vec<[Vec<f64>; 2]> = (0..n)
-            .into_par_iter()
-            .map(|i| {
-                let (a, b) = affine.of_group(group[i]);
-                let mean = &mean[group[i] * c..(group[i] + 1) * c];
-                blocked_sums(h * w, c, |rows, [s, t]| {
-                    let at = i * image + rows.start * c..i * image + rows.end * c;
-                    gated_gradient_sums(
-                        simd(),
-                        &x[0].data[at.clone()],
-                        &dy[at],
-                        a,
-                        b,
-                        &gate.gate[i * c..(i + 1) * c],
-                        mean,
-                        s,
-                        t,
-                    );
-                })
-            })
-            .collect();
+        let mut sums = Sums::new(n, c);
+        sums.par_parts_mut().enumerate().for_each(|(i, sums)| {
+            let g = group_of(n, groups, i);
+            let ((a, b), mean) = (affine.of_group(g), &mean[g * c..(g + 1) * c]);
+            let gate = &gate.gate[i * c..(i + 1) * c];
+            blocked_sums(h * w, sums, |rows, [s, t]| {
+                let at = i * image + rows.start * c..i * image + rows.end * c;
+                gated_gradient_sums(simd(), &x[0].data[at.clone()], &dy[at], a, b, gate, mean, s, t);
+            });
+        });
+        let (dx, gradients) = dx.split_first_mut().expect("five inputs at least");
+        let scale = [x[1].data, x[2].data];
+        let statistics = self.statistics;
+        let [e, f] = gate.gradients(&affine, scale, mean, deviation, &sums, h * w, statistics, gradients);
 
-        let index = |i: usize| (i / c, i % c, group[i / c] * c + i % c);
-        let dgate: Vec<f32> = (0..n * c)
-            .map(|i| {
-                let (image, k, s) = index(i);
-                let [du, du_normal] = [sums[image][0][k], sums[image][1][k] * affine.rstd[s]];
-                (f64::from(x[1].data[k]) * du_normal + f64::from(x[2].data[k]) * du) as f32
-            })
-            .collect();
-        let [dpooled, dv1, dv2] = gate.backward(&dgate);
-
-        let (mut dgamma, mut dbeta) = (vec![0.0f64; mean.len()], vec![0.0f64; mean.len()]);
-        for i in 0..n * c {
-            let (image, k, s) = index(i);
-            let (g, dp) = (f64::from(gate.gate[i]), f64::from(dpooled[i]));
-            let normal_mean = f64::from(deviation[i]) * affine.rstd[s];
-            dbeta[s] += g * sums[image][0][k] + dp;
-            dgamma[s] += g * sums[image][1][k] * affine.rstd[s] + dp * normal_mean;
-        }
-        for (i, sums) in [(1, &dgamma), (2, &dbeta)] {
-            if let Some(dx) = &mut dx[i] {
-                for (k, dx) in dx.iter_mut().enumerate() {
-                    *dx = sums.iter().skip(k).step_by(c).sum::<f64>() as f32;
-                }
-            }
-        }
-        for (i, d) in [(3, dv1), (4, dv2)] {
-            if let Some(dx) = &mut dx[i] {
-                dx.copy_from_slice(&d);
-            }
-        }
-
-        let Some(dx) = &mut dx[0] else { return };
+        let Some(dx) = dx else { return };
         dx.par_chunks_mut(image).enumerate().for_each(|(i, dx)| {
-            let (a, b) = affine.of_group(group[i]);
-            let m = (group_images(n, self.statistics.groups(self.groups), group[i]).len() * h * w) as f64;
-            // dx = a g du + e x + f
-            let (mut e, mut f) = (vec![0.0; c], vec![0.0; c]);
-            for k in 0..c {
-                let s = group[i] * c + k;
-                if self.statistics == Statistics::Batch {
-                    (e[k], f[k]) = affine.through_statistics(s, mean[s], dbeta[s] / m, dgamma[s] / m);
-                }
-                f[k] += (f64::from(a[k]) * f64::from(dpooled[i * c + k]) / positions) as f32;
-            }
-            let at = i * image..(i + 1) * image;
-            gated_gradient_x(simd(), &x[0].data[at.clone()], &dy[at], a, b, &gate.gate[i * c..(i + 1) * c], &e, &f, dx);
+            let (a, b) = affine.of_group(group_of(n, groups, i));
+            let (at, of) = (i * image..(i + 1) * image, i * c..(i + 1) * c);
+            let (gate, e, f) = (&gate.gate[of.clone()], &e[of.clone()], &f[of]);
+            gated_gradient_x(simd(), &x[0].data[at.clone()], &dy[at], a, b, gate, e, f, dx);
         });
     }
 
@@ -453,14 +476,14 @@ impl Op for BatchNormSqueezeExcite {
     }
 }
 
-/// Mean of t over each image, `a · deviation + beta`.
-fn pooled(affine: &Affine, group: &[usize], deviation: &[f32], beta: &[f32]) -> Vec<f32> {
-    let c = beta.len();
-    let mean = |i: usize| {
-        let a = f64::from(affine.a[group[i / c] * c + i % c]);
-        (a * f64::from(deviation[i]) + f64::from(beta[i % c])) as f32
-    };
-    (0..deviation.len()).map(mean).collect()
+/// How far the mean of each image is from that of its group `[N, C]`.
+pub(super) fn deviations(images: &Sums, n: usize, mean: &[f32], deviation: &mut [f32]) {
+    let c = deviation.len() / n;
+    for (i, d) in deviation.chunks_exact_mut(c).enumerate() {
+        let mean = &mean[group_of(n, mean.len() / c, i) * c..];
+        let [of_image, _] = images.of(i);
+        d.iter_mut().zip(of_image).zip(mean).for_each(|((d, i), &m)| *d = (i - f64::from(m)) as f32);
+    }
 }
 
 simd_fn! {

@@ -6,6 +6,7 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::buffer::Doubles;
 use crate::device::cpu::{blocked_sums, simd, simd_fn};
 use crate::device::cuda::{Gpu, GpuArg, GpuOut, Grid, Values, launch};
 use crate::error::Result;
@@ -73,10 +74,11 @@ impl Op for ChannelScale {
             let image = dy.len() / n;
             dg.par_chunks_mut(c).enumerate().for_each(|(i, dg)| {
                 let (x, dy) = (&x[0].data[i * image..][..image], &dy[i * image..][..image]);
-                let [sums] = blocked_sums(image / c, c, |rows, [s]| {
+                let mut sums = Doubles::scratch(c);
+                blocked_sums(image / c, [&mut sums], |rows, [s]| {
                     products(simd(), &x[rows.start * c..rows.end * c], &dy[rows.start * c..rows.end * c], s);
                 });
-                dg.iter_mut().zip(sums).for_each(|(d, s)| *d = s as f32);
+                dg.iter_mut().zip(&sums[..]).for_each(|(d, &s)| *d = s as f32);
             });
         }
     }

@@ -5,6 +5,7 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::buffer::Doubles;
 use crate::device::cpu::{blocked_sums, simd, simd_fn};
 use crate::device::cuda::{Gpu, GpuArg, GpuOut, Grid, Values, launch};
 use crate::error::Result;
@@ -59,8 +60,9 @@ impl Op for GlobalAvgPool {
     fn cpu_forward(&self, x: &[Arg<f32>], y: &mut [&mut [f32]]) {
         let (_, h, w, c) = x[0].shape.nhwc().expect("checked by infer");
         y[0].par_chunks_mut(c).zip(x[0].data.par_chunks(h * w * c)).for_each(|(y, x)| {
-            let [sums] = blocked_sums(h * w, c, |rows, [s]| column_sums(simd(), &x[rows.start * c..rows.end * c], s));
-            y.iter_mut().zip(sums).for_each(|(y, s)| *y = (s / (h * w) as f64) as f32);
+            let mut sums = Doubles::scratch(c);
+            blocked_sums(h * w, [&mut sums], |rows, [s]| column_sums(simd(), &x[rows.start * c..rows.end * c], s));
+            y.iter_mut().zip(&sums[..]).for_each(|(y, s)| *y = (s / (h * w) as f64) as f32);
         });
     }
 

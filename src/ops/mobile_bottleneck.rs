@@ -11,12 +11,12 @@
 //! image of y2 is from it `[N, E]`.
 //!
 //! The definition is the chain of the ops `pointwise_conv`, `batch_norm`, `depthwise_conv2d` and
-//! `batch_norm_squeeze_excite`, and the CPU runs that chain. On a device (`mobile_bottleneck_cuda.rs`) nothing but y1, y2, y3
-//! and y is written: statistics are taken where values are made, h1 and h2 are made where they are read.
+//! `batch_norm_squeeze_excite`. On the CPU (`mobile_bottleneck_cpu.rs`) and on a device (`mobile_bottleneck_cuda.rs`) nothing
+//! but y1, y2, y3 and y is written: statistics are taken where values are made, h1 and h2 are made where they are read.
 
 use serde::{Deserialize, Serialize};
 
-use super::composed::{Defined, Fast, Links, between};
+use super::composed::{Defined, Links, between};
 use super::{BatchNorm, BatchNormSqueezeExcite, DepthwiseConv2d, Kind, PointwiseConv, Statistics};
 use crate::device::cuda::{Gpu, GpuArg, GpuOut, Values};
 use crate::error::Result;
@@ -152,11 +152,11 @@ impl Op for MobileBottleneck {
     }
 
     fn cpu_forward(&self, x: &[Arg<f32>], y: &mut [&mut [f32]]) {
-        self.forward::<f32, Fast>(x, y);
+        self.forward_fast(x, y);
     }
 
     fn cpu_backward(&self, x: &[Arg<f32>], y: &[&[f32]], dy: &[f32], dx: &mut [Option<&mut [f32]>]) {
-        self.backward::<f32, Fast>(x, y, dy, dx);
+        self.backward_fast(x, y, dy, dx);
     }
 
     fn input_in_f32(&self, i: usize) -> bool {
@@ -202,6 +202,8 @@ impl Op for MobileBottleneck {
             case(2, [3, 3, 5], [8, 16, 4]),
             // Tiles that begin in one image and end in another, and more than one; maps wider than a strip.
             case(2, [3, 9, 9], [8, 24, 3]),
+            // More channels than the CPU's walk over lines has at a time, and all its widths of vectors.
+            case(2, [3, 4, 5], [3, 73, 2]),
         ]
     }
 

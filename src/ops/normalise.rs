@@ -8,6 +8,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::activation::Kind;
+use crate::buffer::{Buffer, Doubles};
 use crate::device::cpu::{blocked_sums, simd, simd_fn};
 
 /// The images of ghost group `g` of `groups`.
@@ -15,16 +16,45 @@ pub(crate) fn group_images(n: usize, groups: usize, g: usize) -> Range<usize> {
     g * n / groups..(g + 1) * n / groups
 }
 
-/// The ghost group of each image.
-pub(super) fn group_of_image(n: usize, groups: usize) -> Vec<usize> {
-    (0..groups).flat_map(|g| group_images(n, groups, g).map(move |_| g)).collect()
+/// The ghost group of image `i` of `n`.
+pub(super) fn group_of(n: usize, groups: usize, i: usize) -> usize {
+    ((i + 1) * groups - 1) / n
 }
 
-/// Mean and sum of squared deviations of one image, per channel, over `positions` positions.
-pub(super) struct Moments {
-    pub positions: usize,
-    pub mean: Vec<f64>,
-    pub squares: Vec<f64>,
+/// The ghost group of each image.
+pub(super) fn group_of_image(n: usize, groups: usize) -> Vec<usize> {
+    (0..n).map(|i| group_of(n, groups, i)).collect()
+}
+
+/// Two sums per channel for each of some parts of a tensor, `[parts, 2, C]`.
+pub(super) struct Sums {
+    channels: usize,
+    values: Doubles,
+}
+
+impl Sums {
+    /// Unspecified values.
+    pub fn new(parts: usize, channels: usize) -> Self {
+        Sums { channels, values: Doubles::scratch(2 * parts * channels) }
+    }
+
+    /// Both sums of one part.
+    pub fn of(&self, part: usize) -> [&[f64]; 2] {
+        let (first, second) = self.values[2 * part * self.channels..][..2 * self.channels].split_at(self.channels);
+        [first, second]
+    }
+
+    /// Both sums of every part.
+    pub fn parts_mut(&mut self) -> impl Iterator<Item = [&mut [f64]; 2]> {
+        let c = self.channels;
+        self.values.chunks_exact_mut(2 * c).map(move |part| part.split_at_mut(c).into())
+    }
+
+    /// [`Self::parts_mut`] over threads.
+    pub fn par_parts_mut(&mut self) -> impl IndexedParallelIterator<Item = [&mut [f64]; 2]> {
+        let c = self.channels;
+        self.values.par_chunks_exact_mut(2 * c).map(move |part| part.split_at_mut(c).into())
+    }
 }
 
 simd_fn! {
@@ -41,59 +71,85 @@ simd_fn! {
     }
 }
 
-/// Moments of every image of x `[N, H, W, C]`, in one walk.
+/// Mean and sum of squared deviations of each channel of some rows, in one walk.
 ///
-/// Deviations are taken from the first position of the image, so that a mean far from zero costs no digits.
-pub(super) fn image_moments(x: &[f32], n: usize, c: usize) -> Vec<Moments> {
-    x.par_chunks(x.len() / n)
-        .map(|image| {
-            let (pivot, positions) = (&image[..c], image.len() / c);
-            let [sum, square] = blocked_sums(positions, c, |rows, [s, q]| {
-                shifted_sums(simd(), &image[rows.start * c..rows.end * c], pivot, s, q);
-            });
-            let count = positions as f64;
-            let squares = sum.iter().zip(&square).map(|(s, q)| (q - s * s / count).max(0.0)).collect();
-            let mean = pivot.iter().zip(&sum).map(|(&p, s)| f64::from(p) + s / count).collect();
-            Moments { positions, mean, squares }
-        })
-        .collect()
+/// Deviations are taken from the first row, so that a mean far from zero costs no digits.
+pub(super) fn row_moments(rows: &[f32], [mean, squares]: [&mut [f64]; 2]) {
+    let c = mean.len();
+    let pivot = &rows[..c];
+    blocked_sums(rows.len() / c, [mean, squares], |at, [s, q]| {
+        shifted_sums(simd(), &rows[at.start * c..at.end * c], pivot, s, q);
+    });
+    from_pivot(pivot, rows.len() / c, [mean, squares]);
 }
 
-/// Mean and biased variance `[G, C]` of each ghost group, merged image by image (Chan et al. 1979).
-pub(super) fn group_moments(images: &[Moments], groups: usize, mean: &mut [f32], var: &mut [f32]) {
-    let c = mean.len() / groups;
-    for g in 0..groups {
-        let images = &images[group_images(images.len(), groups, g)];
-        for k in 0..c {
-            let (mut count, mut m, mut q) = (0.0, 0.0, 0.0);
-            for image in images {
-                let n = image.positions as f64;
-                let delta = image.mean[k] - m;
-                q += image.squares[k] + delta * delta * count * n / (count + n);
-                m += delta * n / (count + n);
-                count += n;
-            }
-            mean[g * c + k] = m as f32;
-            var[g * c + k] = (q / count) as f32;
-        }
+/// From sums of `count` deviations from a pivot, and of their squares, to mean and sum of squared deviations from it.
+pub(super) fn from_pivot(pivot: &[f32], count: usize, [mean, squares]: [&mut [f64]; 2]) {
+    let count = count as f64;
+    for ((m, q), &p) in mean.iter_mut().zip(squares).zip(pivot) {
+        *q = (*q - *m * *m / count).max(0.0);
+        *m = f64::from(p) + *m / count;
     }
+}
+
+/// [`row_moments`] of every image of x `[N, H, W, C]`.
+pub(super) fn image_moments(x: &[f32], n: usize, c: usize) -> Sums {
+    let mut moments = Sums::new(n, c);
+    moments.par_parts_mut().zip(x.par_chunks(x.len() / n)).for_each(|(moments, image)| row_moments(image, moments));
+    moments
+}
+
+/// Mean and biased variance `[G, C]` of each ghost group, from the moments of images of so many positions.
+pub(super) fn group_moments(images: &Sums, n: usize, positions: usize, mean: &mut [f32], var: &mut [f32]) {
+    let c = images.channels;
+    let groups = mean.len() / c;
+    for (g, (mean, var)) in mean.chunks_exact_mut(c).zip(var.chunks_exact_mut(c)).enumerate() {
+        merge_moments(group_images(n, groups, g).map(|i| (positions, images.of(i))), mean, var);
+    }
+}
+
+/// Mean and biased variance `[C]` of parts of so many rows, merged in their order (Chan et al. 1979).
+pub(super) fn merge_moments<'m>(
+    parts: impl Iterator<Item = (usize, [&'m [f64]; 2])>,
+    mean: &mut [f32],
+    var: &mut [f32],
+) {
+    let mut total = Doubles::zeros(2 * mean.len());
+    let (m, q) = total.split_at_mut(mean.len());
+    let mut count = 0.0;
+    for (n, [mean, squares]) in parts {
+        let n = n as f64;
+        let (share, cross) = (n / (count + n), count * n / (count + n));
+        for k in 0..m.len() {
+            let delta = mean[k] - m[k];
+            q[k] += squares[k] + delta * delta * cross;
+            m[k] += delta * share;
+        }
+        count += n;
+    }
+    mean.iter_mut().zip(m).for_each(|(to, m)| *to = *m as f32);
+    var.iter_mut().zip(q).for_each(|(to, q)| *to = (*q / count) as f32);
 }
 
 /// `x̂ · gamma + beta` as `a x + b`, per ghost group and channel.
 pub(super) struct Affine {
     channels: usize,
-    pub a: Vec<f32>,
-    pub b: Vec<f32>,
-    pub rstd: Vec<f64>,
+    pub a: Buffer,
+    pub b: Buffer,
+    pub rstd: Doubles,
 }
 
 impl Affine {
     pub fn new(gamma: &[f32], beta: &[f32], mean: &[f32], var: &[f32], eps: f64) -> Self {
-        let c = gamma.len();
-        let rstd: Vec<f64> = var.iter().map(|&v| (f64::from(v) + eps).sqrt().recip()).collect();
-        let a: Vec<f64> = rstd.iter().enumerate().map(|(j, r)| f64::from(gamma[j % c]) * r).collect();
-        let b = a.iter().enumerate().map(|(j, a)| (f64::from(beta[j % c]) - f64::from(mean[j]) * a) as f32).collect();
-        Affine { channels: c, a: a.iter().map(|&a| a as f32).collect(), b, rstd }
+        let (c, len) = (gamma.len(), mean.len());
+        let (mut a, mut b, mut rstd) = (Buffer::scratch(len), Buffer::scratch(len), Doubles::scratch(len));
+        for j in 0..len {
+            rstd[j] = (f64::from(var[j]) + eps).sqrt().recip();
+            let scale = f64::from(gamma[j % c]) * rstd[j];
+            a[j] = scale as f32;
+            b[j] = (f64::from(beta[j % c]) - f64::from(mean[j]) * scale) as f32;
+        }
+        Affine { channels: c, a, b, rstd }
     }
 
     /// `a` and `b` of one ghost group.
@@ -107,6 +163,48 @@ impl Affine {
         let a = f64::from(self.a[j]);
         let e = -a * self.rstd[j] * dgamma;
         (e as f32, (-a * dbeta - f64::from(mean) * e) as f32)
+    }
+
+    /// dbeta and dgamma of each ghost group, from Σ dz and Σ dz (x − mean) of each of n images.
+    pub fn gradient_statistics(&self, n: usize, images: &Sums) -> Sums {
+        let c = self.channels;
+        let groups = self.a.len() / c;
+        let mut total = Sums::new(groups, c);
+        for (g, [dbeta, dgamma]) in total.parts_mut().enumerate() {
+            dbeta.fill(0.0);
+            dgamma.fill(0.0);
+            for [s, t] in group_images(n, groups, g).map(|i| images.of(i)) {
+                for k in 0..c {
+                    dbeta[k] += s[k];
+                    dgamma[k] += t[k] * self.rstd[g * c + k];
+                }
+            }
+        }
+        total
+    }
+
+    /// What flows to x through batch statistics, as `e x + f` `[G, C]`, given dbeta and dgamma of n images of so many
+    /// positions.
+    pub fn through_batch(&self, mean: &[f32], totals: &Sums, n: usize, positions: usize) -> [Buffer; 2] {
+        let c = self.channels;
+        let groups = mean.len() / c;
+        let [mut e, mut f] = [(); 2].map(|()| Buffer::scratch(mean.len()));
+        for j in 0..mean.len() {
+            let m = (group_images(n, groups, j / c).len() * positions) as f64;
+            let [dbeta, dgamma] = totals.of(j / c);
+            (e[j], f[j]) = self.through_statistics(j, mean[j], dbeta[j % c] / m, dgamma[j % c] / m);
+        }
+        [e, f]
+    }
+}
+
+/// dgamma and dbeta `[C]`, those that are asked for, from dbeta and dgamma of each of the ghost groups.
+pub(super) fn add_groups(totals: &Sums, dgamma: Option<&mut [f32]>, dbeta: Option<&mut [f32]>) {
+    let groups = totals.values.len() / (2 * totals.channels);
+    for (which, out) in [(1, dgamma), (0, dbeta)] {
+        for (k, out) in out.into_iter().flatten().enumerate() {
+            *out = (0..groups).map(|g| totals.of(g)[which][k]).sum::<f64>() as f32;
+        }
     }
 }
 

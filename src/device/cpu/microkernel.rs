@@ -1,8 +1,10 @@
 //! The register tile: `c[MR, NR] (+)= a[MR, k] · b[k, NR]` on packed panels.
 //!
-//! Each level keeps the whole tile in vector registers: 8 x 48 floats are 24 of the 32 registers of AVX-512, 4 x 24
-//! are 12 of the 16 of AVX2. Both widths divide 432 and 864, so the layers of GRAD and CRAD leave no ragged edge. The tile
-//! of `vdpbf16ps` is that of AVX-512, two products at a time; the one of AMX is 32 x 32 (`amx.rs`).
+//! Each level keeps the whole tile in vector registers: 8 x 48 floats are 24 of the 32 registers of AVX-512, 4 x 16
+//! are 8 of the 16 of AVX2, as many as hide the latency of a multiply-add; with 12, 3 of B and 2 of A there is one too few, and
+//! a sum that goes to memory and back in each step takes twice the time. Both widths divide 432 and 864, so the layers of
+//! GRAD and CRAD leave no ragged edge. The tile of `vdpbf16ps` is that of AVX-512, two products at a time; the one of AMX is
+//! 32 x 32 (`amx.rs`).
 
 use super::amx;
 use super::pack::{PackA, PackB};
@@ -61,7 +63,7 @@ impl Tile {
                     #[cfg(target_arch = "x86_64")]
                     Level::Avx512 => of(8, 48, 16, form, &[x86::avx512::<1>, x86::avx512::<2>, x86::avx512::<3>]),
                     #[cfg(target_arch = "x86_64")]
-                    Level::Avx2 => of(4, 24, 8, form, &[x86::avx2::<1>, x86::avx2::<2>, x86::avx2::<3>]),
+                    Level::Avx2 => of(4, 16, 8, form, &[x86::avx2::<1>, x86::avx2::<2>]),
                     _ => of(PORTABLE_MR, 8, 8, form, &[portable]),
                 }
             }

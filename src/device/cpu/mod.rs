@@ -45,9 +45,10 @@ pub use conv::{ConvGeometry, conv2d_backward_input, conv2d_backward_weight, conv
 pub use depthwise::{DepthwiseGeometry, depthwise_backward_input, depthwise_backward_weight, depthwise_forward};
 pub use gemm::{Matrix, gemm, gemm_f32, no_epilogue, row_block};
 pub use math::{exp_f32, sigmoid_f32, tanh_f32};
+pub(crate) use pack::{MAX_DEPTH, interleave};
 pub use pack::{PackA, PackB};
 pub use products::{Products, products};
 pub use rows::{CHUNK, add_assign, blocked_sums, column_sums, par_rows};
-pub(crate) use simd::simd_fn;
 pub use simd::{Simd, simd};
+pub(crate) use simd::{mul_add, simd_fn};
 pub use winograd::ConvChoice;

@@ -97,7 +97,12 @@ fn pack_strided(
     dst: &mut [f32],
 ) {
     let count = lanes.len();
-    if lane_stride == 1 {
+    if lane_stride == 1 && count == width && width == 8 {
+        // The panels of a transposed A: copies of unknown length would take longer than what they copy.
+        for (k, dst) in ks.zip(dst.as_chunks_mut::<8>().0) {
+            *dst = *data[k * k_stride + lanes.start..].first_chunk().expect("within the matrix");
+        }
+    } else if lane_stride == 1 {
         for (k, dst) in ks.zip(dst.chunks_exact_mut(width)) {
             let start = k * k_stride + lanes.start;
             dst[..count].copy_from_slice(&data[start..start + count]);
@@ -118,7 +123,7 @@ fn pack_strided(
 
 /// `dst[k * width + i] = lane(i)[k]` for `i < count` and `k < len`, zero for `count <= i < width`.
 #[inline]
-pub(super) fn interleave<'a>(
+pub(crate) fn interleave<'a>(
     count: usize,
     len: usize,
     lane: impl Fn(usize) -> &'a [f32],

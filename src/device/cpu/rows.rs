@@ -19,25 +19,35 @@ pub fn add_assign(sum: &mut [f32], x: &[f32]) {
     });
 }
 
-/// Column sums over `rows` rows of `width` values, taken in f32 over a few rows at a time and from there in f64.
+/// Column sums over `rows` rows, taken in f32 over a few rows at a time and from there in f64: overwrites `sums`, each of
+/// one value a column.
 ///
 /// `add(range of rows, sums)` adds those rows to f32 sums that start at zero.
+///
+/// # Panics
+/// If the sums differ in length.
 pub fn blocked_sums<const N: usize>(
     rows: usize,
-    width: usize,
-    add: impl Fn(Range<usize>, [&mut [f32]; N]),
-) -> [Vec<f64>; N] {
+    mut sums: [&mut [f64]; N],
+    mut add: impl FnMut(Range<usize>, [&mut [f32]; N]),
+) {
     const BLOCK: usize = 64;
-    let mut sums = [(); N].map(|()| vec![0.0f64; width]);
-    let mut block = [(); N].map(|()| vec![0.0f32; width]);
-    for first in (0..rows).step_by(BLOCK) {
-        block.iter_mut().for_each(|b| b.fill(0.0));
-        add(first..(first + BLOCK).min(rows), block.each_mut().map(|b| &mut b[..]));
-        for (sum, block) in sums.iter_mut().zip(&block) {
-            sum.iter_mut().zip(block).for_each(|(s, &b)| *s += f64::from(b));
-        }
+    let width = sums[0].len();
+    assert!(sums.iter().all(|s| s.len() == width), "blocked_sums: sums of different lengths");
+    sums.iter_mut().for_each(|sum| sum.fill(0.0));
+    if width == 0 {
+        return;
     }
-    sums
+    with_scratch(N * width, |block| {
+        for first in (0..rows).step_by(BLOCK) {
+            block.fill(0.0);
+            let mut blocks = block.chunks_exact_mut(width);
+            add(first..(first + BLOCK).min(rows), std::array::from_fn(|_| blocks.next().expect("one for each sum")));
+            for (sum, block) in sums.iter_mut().zip(block.chunks_exact(width)) {
+                sum.iter_mut().zip(block).for_each(|(s, &b)| *s += f64::from(b));
+            }
+        }
+    });
 }
 
 /// Rows of one task when each has `width` floats: at least 1.

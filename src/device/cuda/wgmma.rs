@@ -130,7 +130,7 @@ impl Product {
     /// The products of a mobile bottleneck that take sums, `[m, n, k]` as in [`Self::of_lines`].
     pub fn of_bottleneck(gpu: &Gpu, which: Summed, shape: [usize; 3], arrays: &[Slice<Real>]) -> Option<Self> {
         // What is changed on its way is changed 16 columns at a time.
-        let whole = which != Summed::Project || shape[2] % 16 == 0;
+        let whole = which != Summed::Project || shape[2].is_multiple_of(16);
         Self::lines(shape).filter(|_| whole)?.taken(gpu, which.kernel(), arrays)
     }
 

@@ -1,3 +1,6 @@
+//! The kernels above the tiles, by the model everywhere and by the hardware where there is one: whole products, self-check, and the
+//! machine code itself, trapped.
+
 use super::super::testing::random;
 use super::*;
 

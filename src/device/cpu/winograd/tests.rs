@@ -1,3 +1,5 @@
+//! The three convolutions against their definition in f64, at every vector level, and their bits on one thread and two.
+
 use proptest::prelude::*;
 
 use super::super::testing::{random, same_bits_for_1_and_2_threads};

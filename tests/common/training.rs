@@ -3,7 +3,7 @@
 use grad::buffer::Buffer;
 use grad::checkpoint::{self, ModelInfo};
 use grad::device::Device;
-use grad::device::cpu::products;
+use grad::device::cpu::{ConvChoice, products};
 use grad::model::{Head, HeadConfig, MemoryKind, ModelKind};
 use grad::optim::AdamW;
 use grad::rng::Rng;
@@ -18,7 +18,8 @@ const SLACK: f64 = 8.0;
 
 /// Trains each head of the fixtures `steps` steps on `device` and compares with PyTorch, final values after all ten.
 pub fn follow_pytorch(device: &Device, steps: usize) {
-    let coarseness = device.gpu().map_or_else(|| products().coarseness(), |gpu| gpu.precision().coarseness());
+    let on_cpu = || products().coarseness().max(ConvChoice::of_process().coarseness());
+    let coarseness = device.gpu().map_or_else(on_cpu, |gpu| gpu.precision().coarseness());
     for model in ["crad", "crad-s", "grad"] {
         let file = Fixture::read(&format!("trajectory_{model}"));
         let config: HeadConfig = serde_json::from_value(file.metadata("config").clone()).unwrap();

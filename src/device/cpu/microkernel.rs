@@ -2,7 +2,7 @@
 //!
 //! Each level keeps the whole tile in vector registers: 8 x 48 floats are 24 of the 32 registers of AVX-512, 4 x 16
 //! are 8 of the 16 of AVX2, as many as hide the latency of a multiply-add; with 12, 3 of B and 2 of A there is one too few, and
-//! a sum that goes to memory and back in each step takes twice the time. Both widths divide 432 and 864, so the layers of
+//! a sum goes to memory and back in each step. Both widths divide 432 and 864, so the layers of
 //! GRAD and CRAD leave no ragged edge. The tile of `vdpbf16ps` is that of AVX-512, two products at a time; the one of AMX is
 //! 32 x 32 (`amx.rs`).
 

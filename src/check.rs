@@ -231,13 +231,36 @@ fn gradcheck<O: Op>() -> f64 {
     worst
 }
 
+/// Of each output of an op: the worst relative error of its plain and of its fast path, over several draws.
+#[derive(Default)]
+struct Errors(Vec<(String, f64, f64)>);
+
+impl Errors {
+    /// One more draw of `what`.
+    fn add(
+        &mut self,
+        truth: Vec<(String, Vec<f64>)>,
+        plain: &[(String, Vec<f64>)],
+        fast: &[(String, Vec<f64>)],
+        what: &str,
+    ) {
+        self.0.resize(truth.len(), (String::new(), 0.0, 0.0));
+        for (i, (name, truth)) in truth.into_iter().enumerate() {
+            let relative = |a: &[f64]| difference(a, &truth) / largest(&truth).max(f64::MIN_POSITIVE);
+            let (plain, fast) = (relative(&plain[i].1), relative(&fast[i].1));
+            assert!(fast.is_finite(), "{what}: {name} holds a value that is not a number");
+            self.0[i] = (name, self.0[i].1.max(plain), self.0[i].2.max(fast));
+        }
+    }
+}
+
 fn truth<O: Op>() -> f64 {
     let (mut worst, coarseness) = (0.0f64, ConvChoice::of_process().coarseness());
     for case in O::cases() {
         let (op, shapes) = (&case.op, case.shapes());
         // Per output: the worst relative error of the plain and of the fast path over all draws. One draw of a small
         // case may round luckily; the worst of several may not.
-        let mut errors: Vec<(String, f64, f64)> = vec![];
+        let mut errors = Errors::default();
         for seed in 0..8 {
             let x = draw(&case, seed);
             let dy = upstream(op.infer(&shapes).expect("a case must be accepted")[0].numel());
@@ -245,15 +268,9 @@ fn truth<O: Op>() -> f64 {
             let truth = named(&run_definition(op, &shapes, &x, &dy));
             let plain = named(&run_definition(op, &shapes, &narrow, &narrow_dy));
             let fast = named(&run_fast(op, &shapes, &narrow, &narrow_dy));
-            errors.resize(truth.len(), (String::new(), 0.0, 0.0));
-            for (i, (name, truth)) in truth.into_iter().enumerate() {
-                let relative = |a: &[f64]| difference(a, &truth) / largest(&truth).max(f64::MIN_POSITIVE);
-                let (plain, fast) = (relative(&plain[i].1), relative(&fast[i].1));
-                assert!(fast.is_finite(), "{op:?} {shapes:?}: {name} holds a value that is not a number");
-                errors[i] = (name, errors[i].1.max(plain), errors[i].2.max(fast));
-            }
+            errors.add(truth, &plain, &fast, &format!("{op:?} {shapes:?}"));
         }
-        for (name, plain, fast) in errors {
+        for (name, plain, fast) in errors.0 {
             let allowed = SLACK * coarseness * (plain + f64::from(f32::EPSILON));
             assert!(fast <= allowed, "{op:?} {shapes:?}: {name} is off by {fast:.2e}, allowed {allowed:.2e}");
             worst = worst.max(fast / allowed);

@@ -7,8 +7,8 @@
 use std::path::Path;
 
 use super::{
-    Outputs, SLACK, difference, draw, expected, fixture_rounding, largest, named, pools, run_definition, run_fast,
-    to_f32, to_f64, upstream,
+    Errors, Outputs, SLACK, difference, draw, expected, fixture_rounding, largest, named, pools, run_definition,
+    run_fast, to_f32, to_f64, upstream,
 };
 use crate::device::cpu::Products;
 use crate::op::Op;
@@ -49,7 +49,7 @@ impl<S: Fn(f32, bool) -> f32, F: Fn(f32) -> f32> Rounding<S, F> {
         let mut worst = 0.0f64;
         for case in O::cases() {
             let (op, shapes) = (&case.op, case.shapes());
-            let mut errors: Vec<(String, f64, f64)> = vec![];
+            let mut errors = Errors::default();
             for seed in 0..4 {
                 let x = to_f32(&draw(&case, seed));
                 let dy = to_f32(&[upstream(op.infer(&shapes).expect("a case must be accepted")[0].numel())]).remove(0);
@@ -58,15 +58,9 @@ impl<S: Fn(f32, bool) -> f32, F: Fn(f32) -> f32> Rounding<S, F> {
                 let truth = named(&run_definition(op, &shapes, &to_f64(&x), &wide_dy));
                 let plain = named(&run_definition(op, &shapes, &coarse, &coarse_dy));
                 let fast = named(&run(op, &shapes, &x, &dy));
-                errors.resize(truth.len(), (String::new(), 0.0, 0.0));
-                for (i, (name, truth)) in truth.into_iter().enumerate() {
-                    let relative = |a: &[f64]| difference(a, &truth) / largest(&truth).max(f64::MIN_POSITIVE);
-                    let (plain, fast) = (relative(&plain[i].1), relative(&fast[i].1));
-                    assert!(fast.is_finite(), "{op:?} {shapes:?}: {name} holds a value that is not a number");
-                    errors[i] = (name, errors[i].1.max(plain), errors[i].2.max(fast));
-                }
+                errors.add(truth, &plain, &fast, &format!("{op:?} {shapes:?}"));
             }
-            for (name, plain, fast) in errors {
+            for (name, plain, fast) in errors.0 {
                 let allowed = SLACK * (plain + self.epsilon());
                 assert!(fast <= allowed, "{op:?} {shapes:?}: {name} is off by {fast:.2e}, allowed {allowed:.2e}");
                 worst = worst.max(fast / allowed);

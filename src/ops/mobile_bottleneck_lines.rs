@@ -12,7 +12,7 @@ use super::activation::Kind;
 use super::normalise::from_pivot;
 use super::on_load::{activated, changed, lanes};
 use crate::buffer::Buffer;
-use crate::device::cpu::{mul_add, simd, simd_fn};
+use crate::device::cpu::{fetch_share, mul_add, simd, simd_fn};
 
 /// Channels worked on at a time: three lines of 30 pixels are 17 KiB.
 const CHANNELS: usize = 48;
@@ -29,6 +29,13 @@ impl Picture {
     /// Where the channels from `first` on of line `y` lie.
     fn line(self, y: usize, first: usize) -> std::ops::Range<usize> {
         y * self.w * self.e + first..(y + 1) * self.w * self.e
+    }
+
+    /// Asks for the channels `first..first + c` of line `y`, if there is one, of each of these arrays, ahead of its use.
+    fn fetch<const N: usize>(self, arrays: [&[f32]; N], y: usize, first: usize, c: usize) {
+        for values in arrays.into_iter().filter(|_| y < self.h) {
+            fetch_share(values, self.e, y * self.w..(y + 1) * self.w, first..first + c, 0, 1);
+        }
     }
 
     /// The first channel and the number of channels of each walk.
@@ -86,6 +93,8 @@ pub(super) fn forward(
         make(&mut ring, 0);
         let (taps, mut pivot) = (own_taps(taps, p.e, first, c, false), [0.0; CHANNELS]);
         for y in 0..p.h {
+            p.fetch([y1], y + 2, first, c);
+            p.fetch([y2], y + 1, first, c);
             make(&mut ring, y + 1);
             let line = &mut y2[p.line(y, first)];
             convolve(simd(), ring.around(y), &taps, line, p.e);
@@ -137,6 +146,8 @@ impl Backward<'_> {
             make(&mut ring, d, 0);
             let taps = own_taps(self.taps, p.e, first, c, true);
             for y in 0..p.h {
+                p.fetch([&*d, self.y2], y + 2, first, c);
+                p.fetch([self.y1], y + 1, first, c);
                 // Line y + 1 of d is read here, and line y written below.
                 make(&mut ring, d, y + 1);
                 let (at, lines) = (p.line(y, first), ring.around(y));

@@ -12,7 +12,7 @@ use std::sync::Mutex;
 
 use super::activation::Kind;
 use super::normalise::{Sums, group_images, group_of, merge_moments};
-use crate::device::cpu::{MAX_DEPTH, PackA, PackB, interleave, mul_add, row_block, simd, simd_fn};
+use crate::device::cpu::{MAX_DEPTH, PackA, PackB, fetch_share, interleave, mul_add, row_block, simd, simd_fn};
 
 /// Which line of a table a row of `[N·P, C]` reads.
 #[derive(Clone, Copy)]
@@ -52,6 +52,9 @@ pub(super) trait Made: Sync {
     /// `dst[i * width + j]` is the value at row `rows.start + i`, column `cols.start + j`; zero where `cols` ends before
     /// `width` does.
     fn make(&self, rows: Range<usize>, cols: Range<usize>, width: usize, dst: &mut [f32]);
+
+    /// As [`PackA::fetch`].
+    fn fetch(&self, rows: Range<usize>, cols: Range<usize>, share: usize, shares: usize);
 }
 
 /// `hswish(a x + b)`.
@@ -79,6 +82,10 @@ impl Made for Activated<'_> {
             );
         }
     }
+
+    fn fetch(&self, rows: Range<usize>, cols: Range<usize>, share: usize, shares: usize) {
+        fetch_share(self.x, self.a.len() / self.lines.tables, rows, cols, share, shares);
+    }
 }
 
 /// `a dz + e x + f`.
@@ -102,6 +109,13 @@ impl Made for Changed<'_> {
             changed(simd(), &self.dz[at..], &self.x[at..], c, a, e, f, width, dst);
         }
     }
+
+    fn fetch(&self, rows: Range<usize>, cols: Range<usize>, share: usize, shares: usize) {
+        let c = self.a.len() / self.lines.tables;
+        for values in [self.dz, self.x] {
+            fetch_share(values, c, rows.clone(), cols.clone(), share, shares);
+        }
+    }
 }
 
 /// A made matrix as an operand of `gemm`.
@@ -117,17 +131,32 @@ impl<T: Made> PackA for OnLoad<T> {
         self.0.make(rows, ks, len, &mut made[..count * len]);
         interleave(count, len, |i| &made[i * len..(i + 1) * len], width, dst);
     }
+
+    fn fetch(&self, rows: Range<usize>, ks: Range<usize>, share: usize, shares: usize) {
+        self.0.fetch(rows, ks, share, shares);
+    }
 }
 
 impl<T: Made> PackB for OnLoad<T> {
     fn pack_b(&self, ks: Range<usize>, cols: Range<usize>, width: usize, dst: &mut [f32]) {
-        self.0.make(ks, cols, width, dst);
+        /// Rows that are asked for before those before them are made: a panel's part of a row is too short for the
+        /// processor to run ahead by itself.
+        const STEP: usize = 16;
+        for (first, dst) in ks.clone().step_by(STEP).zip(dst.chunks_mut(STEP * width)) {
+            let next = |at: usize| ks.end.min(at + STEP);
+            self.0.fetch(next(first)..next(next(first)), cols.clone(), 0, 1);
+            self.0.make(first..next(first), cols.clone(), width, dst);
+        }
     }
 }
 
 impl<T: Made> PackA for Transposed<T> {
     fn pack_a(&self, rows: Range<usize>, ks: Range<usize>, width: usize, dst: &mut [f32]) {
         self.0.make(ks, rows, width, dst);
+    }
+
+    fn fetch(&self, rows: Range<usize>, ks: Range<usize>, share: usize, shares: usize) {
+        self.0.fetch(ks, rows, share, shares);
     }
 }
 

@@ -10,12 +10,14 @@
 //! ```
 //! Every element of C is one sum in one order, whatever the number of threads.
 
+use super::fetch::prefetch;
 use super::microkernel::Tile;
 pub use super::pack::Matrix;
 use super::pack::{PackA, PackB};
 use super::products::{Products, products};
 use super::rows::{chunks, with_scratch};
 use super::simd::simd;
+use std::ops::Range;
 
 /// Words of packed B that are used before more are packed: 8 MiB.
 const PACKED_B: usize = 2 << 20;
@@ -113,8 +115,13 @@ pub(super) fn gemm_at(
             let packed_b = &*packed_b;
             chunks(parallel, c, rows * n, |i, c| {
                 let first = i * rows;
-                for (i, b) in packed_b.chunks(block).enumerate() {
-                    multiply_rows(tile, first, n, part(i), a, b, c);
+                let (here, below) = (first..m.min(first + rows), m.min(first + rows)..m.min(first + 2 * rows));
+                let mut blocks = packed_b.chunks(block).enumerate().peekable();
+                while let Some((i, b)) = blocks.next() {
+                    // What this thread will most likely pack next.
+                    let next =
+                        if blocks.peek().is_some() { [here.clone(), part(i + 1)] } else { [below.clone(), part(0)] };
+                    multiply_rows(tile, n, [here.clone(), part(i)], a, next, b, c);
                 }
                 if end == k {
                     epilogue(first, c);
@@ -124,60 +131,51 @@ pub(super) fn gemm_at(
     }
 }
 
-/// Adds `a[rows, ks] · b[ks, n]` to a block of rows of C (overwrites it for the first `ks`); `b` is packed.
+/// Adds `a[rows, ks] · b[ks, n]` to a block of rows of C (overwrites it for the first `ks`); `b` is packed. Meanwhile the
+/// part `next` of A is fetched.
 fn multiply_rows(
     tile: Tile,
-    first: usize,
     n: usize,
-    ks: std::ops::Range<usize>,
+    [at, ks]: [Range<usize>; 2],
     a: &impl PackA,
+    next: [Range<usize>; 2],
     b: &[f32],
     c: &mut [f32],
 ) {
-    let (rows, words, accumulate) = (c.len() / n, tile.form.words(ks.len()), ks.start > 0);
+    let (rows, words, accumulate) = (at.len(), tile.form.words(ks.len()), ks.start > 0);
     let panel = words * tile.mr;
     with_scratch(rows.next_multiple_of(tile.mr) * words, |packed_a| {
         for (i, panel) in packed_a.chunks_exact_mut(panel).enumerate() {
             let row = i * tile.mr;
-            tile.pack_a(a, first + row..first + rows.min(row + tile.mr), ks.clone(), panel);
+            tile.pack_a(a, at.start + row..at.end.min(at.start + row + tile.mr), ks.clone(), panel);
         }
         let _registers = tile.registers();
+        let (row_panels, col_panels) = (packed_a.len() / panel, n.div_ceil(tile.nr));
         let mut b_panels = b.chunks(words * tile.nr).enumerate().peekable();
         while let Some((j, b)) = b_panels.next() {
             let (col, width) = (j * tile.nr, b.len() / words);
-            let next = b_panels.peek().map_or(&[][..], |(_, next)| next);
-            let mut ahead = next.chunks(next.len().div_ceil(packed_a.len() / panel).max(1));
-            for (i, a) in packed_a.chunks_exact(panel).enumerate() {
-                // B comes from the last-level cache: each tile fetches its share of the next panel.
+            let next_b = b_panels.peek().map_or(&[][..], |(_, next)| next);
+            let mut ahead = next_b.chunks(next_b.len().div_ceil(row_panels).max(1));
+            for (i, packed_a) in packed_a.chunks_exact(panel).enumerate() {
+                // B comes from the last-level cache and A from memory: each tile fetches its share of what is next.
                 prefetch(ahead.next().unwrap_or(&[]));
+                let [next_rows, next_ks] = next.clone();
+                a.fetch(next_rows, next_ks, j * row_panels + i, row_panels * col_panels);
                 let row = i * tile.mr;
                 if row + tile.mr <= rows && col + width <= n {
                     // SAFETY: the registers live until the end of the block.
-                    unsafe { tile.run(width, a, b, &mut c[row * n + col..], n, accumulate) };
+                    unsafe { tile.run(width, packed_a, b, &mut c[row * n + col..], n, accumulate) };
                 } else {
                     let c = &mut c[row * n..rows.min(row + tile.mr) * n];
                     with_scratch(tile.mr * width, |sums| {
                         // SAFETY: as above.
-                        unsafe { tile.run(width, a, b, sums, width, false) };
+                        unsafe { tile.run(width, packed_a, b, sums, width, false) };
                         edge(sums, width, c, n, col, accumulate);
                     });
                 }
             }
         }
     });
-}
-
-/// Asks for the cache lines of `data`, without waiting for them.
-#[inline(always)]
-pub(super) fn prefetch(data: &[f32]) {
-    #[cfg(target_arch = "x86_64")]
-    for line in data.chunks(16) {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: a hint, about memory that is borrowed.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = data;
 }
 
 /// What a tile that hangs over the lower or right edge of C has there.

@@ -9,7 +9,7 @@
 //! | [`mod@math`] | `exp`, `tanh`, `sigmoid` that the compiler can vectorise |
 //! | [`mod@rows`] | row-wise loops over threads, sums over columns |
 //! | [`mod@products`] | in which precision products are computed, and by which instructions |
-//! | [`mod@gemm`] | matrix product: blocking and threads (`pack`: gathering of operands, `panel`: how they are stored, `bf16`: rounded, `microkernel`: the register tile, `amx`: that of AMX) |
+//! | [`mod@gemm`] | matrix product: blocking and threads (`pack`: gathering of operands, `panel`: how they are stored, `bf16`: rounded, `fetch`: before they are needed, `microkernel`: the register tile, `amx`: that of AMX) |
 //! | [`mod@conv`] | dense convolution as matrix products over patches that are never written to memory |
 //! | [`mod@winograd`] | 3x3 convolution of wide layers with a quarter of the multiplications |
 //! | [`mod@depthwise`] | convolution of each channel by itself |
@@ -29,6 +29,7 @@ mod amx;
 mod bf16;
 pub mod conv;
 pub mod depthwise;
+mod fetch;
 pub mod gemm;
 pub mod math;
 mod microkernel;
@@ -43,6 +44,7 @@ pub mod winograd;
 
 pub use conv::{ConvGeometry, conv2d_backward_input, conv2d_backward_weight, conv2d_forward};
 pub use depthwise::{DepthwiseGeometry, depthwise_backward_input, depthwise_backward_weight, depthwise_forward};
+pub(crate) use fetch::fetch_share;
 pub use gemm::{Matrix, gemm, gemm_f32, no_epilogue, row_block};
 pub use math::{exp_f32, sigmoid_f32, tanh_f32};
 pub(crate) use pack::{MAX_DEPTH, interleave};

@@ -6,11 +6,17 @@
 
 use std::ops::Range;
 
+use super::fetch::fetch_share;
+
 /// The left operand, `[m, k]`, of a matrix product.
 pub trait PackA: Sync {
     /// `dst[(k - ks.start) * width + (row - rows.start)] = a[row, k]` for `rows.len() <= width <= 8` rows, zero in the
     /// lanes beyond them. `width` is a multiple of 4, `dst` has `ks.len() * width` floats, `ks.len() <= MAX_DEPTH`.
     fn pack_a(&self, rows: Range<usize>, ks: Range<usize>, width: usize, dst: &mut [f32]);
+
+    /// Asks for the memory that [`Self::pack_a`] will read of `a[rows, ks]`, without waiting for it: share number `share`
+    /// of `shares`. Whoever multiplies spreads the shares over the products before, which leave the memory idle.
+    fn fetch(&self, _rows: Range<usize>, _ks: Range<usize>, _share: usize, _shares: usize) {}
 }
 
 /// The right operand, `[k, n]`, of a matrix product.
@@ -77,6 +83,14 @@ impl PackA for Matrix<'_> {
     fn pack_a(&self, rows: Range<usize>, ks: Range<usize>, width: usize, dst: &mut [f32]) {
         assert!(rows.end <= self.rows && ks.end <= self.cols, "gemm: A is {:?}", self.shape());
         pack_strided(self.data, rows, self.row_stride, ks, self.col_stride, width, dst);
+    }
+
+    fn fetch(&self, rows: Range<usize>, ks: Range<usize>, share: usize, shares: usize) {
+        if self.col_stride == 1 {
+            fetch_share(self.data, self.row_stride, rows, ks, share, shares);
+        } else if self.row_stride == 1 {
+            fetch_share(self.data, self.col_stride, ks, rows, share, shares);
+        }
     }
 }
 

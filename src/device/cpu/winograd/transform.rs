@@ -11,7 +11,7 @@
 //! In two dimensions each is applied to the columns of a tile, then to its rows. Points of opposite sign share their even
 //! and odd parts, and A and B are short binary fractions, so that no entry of [`data`] or [`sums`] is rounded.
 
-use super::super::gemm::prefetch;
+use super::super::fetch::prefetch;
 use super::super::simd::{mul_add, simd_fn};
 
 /// Products of a tile.

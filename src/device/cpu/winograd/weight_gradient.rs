@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::super::conv::ConvGeometry;
-use super::super::gemm::prefetch;
+use super::super::fetch::prefetch;
 use super::super::microkernel::Tile;
 use super::super::rows::with_scratch;
 use super::super::simd::Simd;

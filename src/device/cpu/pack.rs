@@ -7,6 +7,8 @@
 use std::ops::Range;
 
 use super::fetch::fetch_share;
+#[cfg(target_arch = "x86_64")]
+use super::simd::{Level, simd};
 
 /// The left operand, `[m, k]`, of a matrix product.
 pub trait PackA: Sync {
@@ -146,6 +148,11 @@ pub(crate) fn interleave<'a>(
 ) {
     debug_assert!(width.is_multiple_of(4) && dst.len() == len * width);
     let lane = |i: usize| if i < count { &lane(i)[..len] } else { &ZEROS[..len] };
+    #[cfg(target_arch = "x86_64")]
+    if width == 8 && simd().level() >= Level::Avx2 {
+        // SAFETY: the level is the proof.
+        return unsafe { interleave8(std::array::from_fn(lane), dst) };
+    }
     for first in (0..width).step_by(4) {
         interleave4(std::array::from_fn(|i| lane(first + i)), &mut dst[first..], width);
     }
@@ -164,6 +171,40 @@ fn interleave4(lanes: [&[f32]; 4], dst: &mut [f32], stride: usize) {
     }
     for k in blocks..len {
         dst[k * stride..][..4].copy_from_slice(&lanes.map(|lane| lane[k]));
+    }
+}
+
+/// Eight lanes side by side, in blocks of 8 x 4 and a remainder one by one.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn interleave8(lanes: [&[f32]; 8], dst: &mut [f32]) {
+    use std::arch::x86_64::*;
+    let len = lanes[0].len();
+    let lanes = lanes.map(|lane| &lane[..len]);
+    let (blocks, rest) = dst.as_chunks_mut::<8>().0.split_at_mut(len / 4 * 4);
+    for (k, columns) in blocks.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+        // Lanes i and i + 4 in the halves of a vector, which are transposed at once.
+        let both = |i: usize| {
+            let [low, high] = [i, i + 4].map(|i| lanes[i][4 * k..].first_chunk::<4>().expect("a whole block"));
+            // SAFETY: 4 floats each.
+            unsafe { _mm256_loadu2_m128(high.as_ptr(), low.as_ptr()) }
+        };
+        let [a, b, c, d] = [both(0), both(1), both(2), both(3)];
+        let (ab, ab_high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+        let (cd, cd_high) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+        let transposed = [
+            _mm256_shuffle_ps::<0x44>(ab, cd),
+            _mm256_shuffle_ps::<0xEE>(ab, cd),
+            _mm256_shuffle_ps::<0x44>(ab_high, cd_high),
+            _mm256_shuffle_ps::<0xEE>(ab_high, cd_high),
+        ];
+        for (column, transposed) in columns.iter_mut().zip(transposed) {
+            // SAFETY: a column has 8 floats.
+            unsafe { _mm256_storeu_ps(column.as_mut_ptr(), transposed) };
+        }
+    }
+    for (column, k) in rest.iter_mut().zip(len / 4 * 4..) {
+        *column = lanes.map(|lane| lane[k]);
     }
 }
 

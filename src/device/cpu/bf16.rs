@@ -11,7 +11,9 @@
 //! ```
 
 use super::pack::ZEROS;
-use super::simd::simd_fn;
+#[cfg(target_arch = "x86_64")]
+use super::simd::Level;
+use super::simd::{Simd, simd_fn};
 
 /// `v` rounded, as an f32.
 #[inline(always)]
@@ -47,9 +49,8 @@ simd_fn! {
         values.iter_mut().for_each(|v| *v = rounded(*v));
     }
 
-    /// Words of a panel: `panel: [k][width]`, `words: [k / 2][width]`, `width` a multiple of 8 and at most 256. `TERM` 0
-    /// takes the first term of each value, 1 the second.
-    pub fn pairs<FMA, const TERM: usize>(panel: &[f32], width: usize, words: &mut [u32]) {
+    /// [`pairs`], from the bits of the numbers.
+    fn pairs_by_bits<FMA, const TERM: usize>(panel: &[f32], width: usize, words: &mut [u32]) {
         for (rows, words) in panel.chunks(2 * width).zip(words.chunks_exact_mut(width)) {
             let (even, odd) = rows.split_at(width);
             let odd = if odd.is_empty() { &ZEROS[..width] } else { odd };
@@ -64,9 +65,66 @@ simd_fn! {
     }
 }
 
+/// Words of a panel: `panel: [k][width]`, `words: [k / 2][width]`, `width` a multiple of 8 and at most 256. `TERM` 0 takes
+/// the first term of each value, 1 the second.
+pub fn pairs<const TERM: usize>(level: Simd, panel: &[f32], width: usize, words: &mut [u32]) {
+    #[cfg(target_arch = "x86_64")]
+    if TERM == 0 && level.level() == Level::Avx512 && is_x86_feature_detected!("avx512bf16") {
+        let done = if width.is_multiple_of(16) { panel.len() } else { panel.len() / 32 * 32 * usize::from(width == 8) };
+        // SAFETY: the instructions were found.
+        unsafe { pairs_avx512bf16(&panel[..done], width, words) };
+        if done < panel.len() {
+            pairs_by_bits::<TERM>(level, &panel[done..], width, &mut words[done / 2..]);
+        }
+        return;
+    }
+    pairs_by_bits::<TERM>(level, panel, width, words);
+}
+
+/// First terms by the instruction that rounds to bf16, which treats every number as [`upper`] does: whole rows of 16, or
+/// rows of 8, four at a time.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn pairs_avx512bf16(panel: &[f32], width: usize, words: &mut [u32]) {
+    use std::arch::x86_64::*;
+    // Where among 32 rounded numbers those of each word are: rows of `W`, the even one of a word `W` before the odd one.
+    const fn order<const W: usize>() -> [u16; 32] {
+        let (mut order, mut i) = ([0; 32], 0);
+        while i < 32 {
+            let (word, odd) = (i / 2, i % 2);
+            order[i] = (word / W * 2 * W + word % W + odd * W) as u16;
+            i += 1;
+        }
+        order
+    }
+    let sixteen = |order: &[u16; 32], first: &[f32; 16], second: &[f32; 16], words: &mut [u32; 16]| {
+        // SAFETY: all are 64 bytes of any content.
+        unsafe {
+            let [first, second] = [first, second].map(|numbers| _mm512_loadu_ps(numbers.as_ptr()));
+            let rounded = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first));
+            let sorted = _mm512_permutexvar_epi16(_mm512_loadu_si512(order.as_ptr().cast()), rounded);
+            _mm512_storeu_si512(words.as_mut_ptr().cast(), sorted);
+        }
+    };
+    if width == 8 {
+        let halves = panel.as_chunks::<16>().0.as_chunks::<2>().0;
+        for ([first, second], words) in halves.iter().zip(words.as_chunks_mut().0) {
+            sixteen(const { &order::<8>() }, first, second, words);
+        }
+        return;
+    }
+    for (rows, words) in panel.chunks(2 * width).zip(words.chunks_exact_mut(width)) {
+        let (even, odd) = rows.split_at(width);
+        let odd = if odd.is_empty() { &ZEROS[..width] } else { odd };
+        let halves = even.as_chunks().0.iter().zip(odd.as_chunks().0);
+        for (words, (even, odd)) in words.as_chunks_mut().0.iter_mut().zip(halves) {
+            sixteen(const { &order::<16>() }, even, odd, words);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::simd::Simd;
     use super::super::testing::random;
     use super::*;
     use half::bf16;
@@ -100,22 +158,27 @@ mod tests {
 
     #[test]
     fn every_level_makes_the_same_panels() {
-        for (depth, width) in [(2, 8), (7, 8), (5, 48), (1, 16), (64, 32)] {
-            let panel = random(depth * width, 3);
+        for (depth, width) in [(2, 8), (7, 8), (5, 48), (1, 16), (64, 32), (3, 24)] {
+            let odd = [f32::NAN, f32::from_bits(0xff80_0001), f32::INFINITY, -1e-39, -0.0, f32::MAX];
+            let panel: Vec<f32> = random(depth * width, 3)
+                .into_iter()
+                .zip(0..)
+                .map(|(v, i)| if i % 5 == 0 { odd[i / 5 % 6] } else { v })
+                .collect();
             for level in Simd::available() {
                 let mut all = panel.clone();
                 round_all(level, &mut all);
-                assert!(all.iter().zip(&panel).all(|(a, v)| *a == rounded(*v)));
+                assert!(all.iter().zip(&panel).all(|(a, v)| a.to_bits() == upper(*v)));
                 let [mut hi, mut lo] = [(); 2].map(|()| vec![0; depth.div_ceil(2) * width]);
                 pairs::<0>(level, &panel, width, &mut hi);
                 pairs::<1>(level, &panel, width, &mut lo);
                 let value = |words: &[u32], k: usize, lane: usize| {
                     let word = words[k / 2 * width + lane];
-                    f32::from_bits(if k.is_multiple_of(2) { word << 16 } else { word & 0xffff_0000 })
+                    if k.is_multiple_of(2) { word << 16 } else { word & 0xffff_0000 }
                 };
                 for (k, lane) in (0..2 * depth.div_ceil(2)).flat_map(|k| (0..width).map(move |lane| (k, lane))) {
                     let v = if k < depth { panel[k * width + lane] } else { 0.0 };
-                    assert_eq!([value(&hi, k, lane), value(&lo, k, lane)], [rounded(v), rounded(rest(v))]);
+                    assert_eq!([value(&hi, k, lane), value(&lo, k, lane)], [upper(v), upper(rest(v))]);
                 }
             }
         }

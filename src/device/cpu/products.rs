@@ -147,6 +147,11 @@ impl Products {
         }
     }
 
+    /// Whether AMX multiplies.
+    pub(super) fn by_amx(self) -> bool {
+        self.terms() > 0 && self.unit != Unit::Avx512Bf16
+    }
+
     /// How many times coarser than f32 the factors of a product are rounded: no coarser than the precision allows.
     pub fn coarseness(self) -> f64 {
         match (self.precision, self.terms()) {

@@ -2,7 +2,8 @@
 //!
 //! `GRAD_CONV=direct|winograd` forces one way, so that both can be tested anywhere and compared: `winograd` wherever the
 //! algorithm can compute a convolution at all, however small. Without it shapes decide by [`faster`], never the number of
-//! images, so that what comes out for a picture does not depend on the batch it is in.
+//! images, so that what comes out for a picture does not depend on the batch it is in. Where AMX multiplies it is never
+//! taken.
 
 use std::sync::OnceLock;
 

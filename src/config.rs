@@ -95,7 +95,7 @@ pub struct MachineArgs {
     /// What computes.
     #[arg(long, env = "GRAD_DEVICE", value_name = "DEVICE", help = "auto, cpu or cuda[:N] [default: auto]")]
     pub device: Option<DeviceChoice>,
-    /// f32, tf32 or bf16 [default: the model's; f32]
+    /// f32, tf32 or bf16 [default: the model's; else bf16 on a CPU that multiplies it, f32 elsewhere and in studies]
     #[arg(long, env = "GRAD_PRECISION", value_name = "NAME", value_parser = precision_parser(), hide_possible_values = true)]
     pub precision: Option<Precision>,
     /// TOML file of settings, key = value
@@ -354,7 +354,8 @@ pub struct Config {
     pub threads: Option<usize>,
     /// What computes.
     pub device: DeviceChoice,
-    /// How products are computed, and what a GPU stores. `None` for the precision that the model was trained in, f32 where there is none.
+    /// How products are computed, and what a GPU stores. `None` for the precision that the model was trained
+    /// in; where there is none, the device decides.
     pub precision: Option<Precision>,
     /// Where features are kept.
     pub cache: Cache,

@@ -11,6 +11,7 @@ use std::process::{Command as Process, Stdio};
 use std::time::{Duration, Instant};
 
 use assert_cmd::Command;
+use grad::device::cpu::Products;
 use program::{GRAD, Outcome, go, grad, new_folder, run};
 use serde_json::Value;
 
@@ -475,7 +476,7 @@ fn emulated(home: &Path, args: &[&str]) -> Outcome {
 fn a_device_does_what_the_cpu_does() {
     let home = new_folder();
     let home = home.path();
-    let one = ["--classes", "bolt", "--epochs", "1", "--json"];
+    let one = ["--classes", "bolt", "--epochs", "1", "--precision", "f32", "--json"];
     let loss = |outcome: &Outcome| outcome.json()["loss"].as_f64().unwrap();
     let cpu = train(home, "cpu", &one).expect(0, &["device    cpu, "]);
     let gpu = emulated(home, &[&TINY[..], &["--out", "gpu"], &one].concat());
@@ -510,7 +511,7 @@ fn features_of_a_device_are_kept_apart() {
     };
     assert_eq!(features(&["--device", "emulated"]), 8);
     assert_eq!(features(&["--device", "emulated", "--precision", "f32"]), 0);
-    assert_eq!(features(&[]), 8);
+    assert_eq!(features(&["--precision", "f32"]), 8);
     assert_eq!(features(&["--device", "emulated", "--precision", "bf16"]), 8);
     assert_eq!(features(&["--device", "emulated", "--precision", "bf16"]), 0);
     assert_eq!(features(&["--device", "cpu", "--precision", "bf16"]), 8);
@@ -526,11 +527,28 @@ fn a_run_in_bf16_on_the_cpu_stays_in_bf16() {
     }
     run(home, &["train", "--resume", "half", "--epochs", "2"]).expect(0, &["bf16 by "]);
     assert_eq!(model(home, "straight"), model(home, "half"));
-    train(home, "full", &["--epochs", "2"]).expect(0, &["f32 by "]);
+    train(home, "full", &["--epochs", "2", "--precision", "f32"]).expect(0, &["f32 by "]);
     assert_ne!(epochs(home, "straight"), epochs(home, "full"));
     run(home, &["eval", "half"]).expect(0, &["bf16 by "]);
     run(home, &["selftest", "half"]).expect(0, &["bf16 by ", "passed"]);
     run(home, &["selftest", "half", "--precision", "f32"]).expect(0, &["f32 by ", "passed"]);
+}
+
+#[test]
+fn a_cpu_takes_bf16_where_it_multiplies_it() {
+    let home = new_folder();
+    let home = home.path();
+    let precision = Products::preferred().unwrap().name();
+    let device = format!("{precision} by ");
+    train(home, "as-is", &["--epochs", "1"]).expect(0, &[&device]);
+    let config = fs::read_to_string(home.join("as-is/config.toml")).unwrap();
+    assert!(config.contains(&format!("precision = \"{precision}\"")), "{config}");
+    let mut plain = grad(home);
+    plain.args(TINY).args(["--out", "plain", "--epochs", "1"]).env("GRAD_SIMD", "portable");
+    go(plain).expect(0, &["f32 by portable"]);
+    // What is compared in fractions of a point is not rounded.
+    let study = ["study", "ablation", "--data", "data", "--classes", "bolt", "--image-size", "64", "--blocks", "1"];
+    run(home, &[&study[..], &["--epochs", "1", "--seeds", "1", "--batch", "4"]].concat()).expect(0, &["f32 by "]);
 }
 
 #[test]

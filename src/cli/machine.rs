@@ -11,6 +11,8 @@ use crate::error::{Error, Result};
 /// The device that was settled on.
 pub struct Machine {
     pub device: Device,
+    /// The precision that it computes in.
+    pub precision: Precision,
     /// How the threads beside it compute products.
     pub products: Products,
     /// Which it is, and why.
@@ -19,16 +21,21 @@ pub struct Machine {
 
 impl Machine {
     /// Opens the device that the configuration asks for. Without a precision there, a model is used in the one it was
-    /// trained in.
+    /// trained in; where there is none either, a GPU takes f32 and a CPU what [`Products::preferred`] says.
     ///
     /// # Errors
     /// [`Error::Device`] and [`Error::DeviceMemory`] for a device that was asked for by name and cannot be had;
     /// [`Error::Config`] for a wrong `GRAD_SIMD`, `GRAD_CONV` or `GRAD_PRODUCTS`.
     pub fn open(config: &Config, model: Option<Precision>) -> Result<Self> {
-        let precision = config.precision.or(model).unwrap_or_default();
-        let (device, why) = open(config.device, precision)?;
+        let asked = config.precision.or(model);
+        let (device, why) = open(config.device, asked.unwrap_or_default())?;
         Simd::requested()?;
         ConvChoice::requested()?;
+        let precision = match (asked, device.gpu()) {
+            (Some(asked), _) => asked,
+            (None, Some(gpu)) => gpu.precision(),
+            (None, None) => Products::preferred()?,
+        };
         let on_cpu = if device.gpu().is_some() { Precision::F32 } else { precision };
         let (products, threads) = (Products::requested(on_cpu)?, count(threads(config), "thread"));
         let description = match (&device, config.device) {
@@ -41,7 +48,16 @@ impl Machine {
                 format!("{place}, {}, {}, {threads} ({why})", gpu.facts().name, precision.name())
             }
         };
-        Ok(Machine { device, products, description })
+        Ok(Machine { device, precision, products, description })
+    }
+
+    /// Does `work` on it.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the threads cannot be started, and what `work` refuses.
+    pub fn run<T: Send>(&self, ui: &Ui, config: &Config, work: impl FnOnce(&Device) -> Result<T> + Send) -> Result<T> {
+        ui.note("device", &self.description);
+        on_pool(config, self.products, || work(&self.device))
     }
 }
 
@@ -78,16 +94,14 @@ pub fn threads(config: &Config) -> usize {
 /// Does `work` on the device that the configuration asks for; `model` is the precision of the model that is used, if any.
 ///
 /// # Errors
-/// What [`Machine::open`] and `work` refuse.
+/// What [`Machine::open`] and [`Machine::run`] refuse.
 pub fn on_device<T: Send>(
     ui: &Ui,
     config: &Config,
     model: Option<Precision>,
     work: impl FnOnce(&Device) -> Result<T> + Send,
 ) -> Result<T> {
-    let machine = Machine::open(config, model)?;
-    ui.note("device", &machine.description);
-    on_pool(config, machine.products, || work(&machine.device))
+    Machine::open(config, model)?.run(ui, config, work)
 }
 
 /// Does `work` that needs no device on a pool of as many threads as the configuration says.

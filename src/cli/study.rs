@@ -106,7 +106,7 @@ pub fn run(args: StudyArgs) -> Result<()> {
     plan::refuse_own(kind, &recipe)?;
     let one = recipe.seed;
     let mut config = Config::settle_for(Settings { machine, source, extractor, recipe }, TrainConfig::study)?;
-    // Nothing is left open in what a folder says of it.
+    // Nothing is left open in what a folder says of it; fractions of a point are compared, which rounding must not decide.
     config.precision = Some(config.precision.unwrap_or_default());
     let seeds = match (&config.seeds[..], one) {
         ([], None) => SEEDS.to_vec(),

@@ -11,9 +11,10 @@ use std::time::Instant;
 
 use serde_json::json;
 
+use super::interrupt;
+use super::machine::Machine;
 use super::start::Start;
 use super::ui::{OutputArgs, Ui};
-use super::{interrupt, machine};
 use crate::config::{Config, ExtractorArgs, MachineArgs, RecipeArgs, Settings, SourceArgs};
 use crate::error::{Error, Result};
 use crate::run_folder::RunFolder;
@@ -76,8 +77,9 @@ pub fn run(args: TrainArgs) -> Result<()> {
         None => Config::settle(flags)?,
         Some(folder) => resumed_config(folder, flags)?,
     };
+    let machine = Machine::open(&config, None)?;
     // Nothing is left open in what a run's folder says of it.
-    config.precision = Some(config.precision.unwrap_or_default());
+    config.precision = Some(machine.precision);
     let many = config.separate || !config.seeds.is_empty();
     let run = match &resume {
         None => RunFolder::create(config.out.as_deref(), config.model.name())?,
@@ -85,7 +87,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
         Some(folder) => RunFolder::resume(folder)?,
     };
     interrupt::watch()?;
-    machine::on_device(&ui, &config, None, |device| {
+    machine.run(&ui, &config, |device| {
         if many {
             return many::train(&ui, &config, device, run);
         }

@@ -138,6 +138,16 @@ impl Products {
         self.precision
     }
 
+    /// The precision that is best where none is asked for: bf16 where this machine multiplies it faster than f32, else f32.
+    /// What that costs in accuracy is in `docs/precision.md`.
+    ///
+    /// # Errors
+    /// As [`Self::requested`].
+    pub fn preferred() -> Result<Precision> {
+        let fast = matches!(Self::requested(Precision::Bf16)?.unit, Unit::Amx | Unit::Avx512Bf16);
+        Ok(if fast { Precision::Bf16 } else { Precision::F32 })
+    }
+
     /// Into how many bf16 a factor is split; none where it stays f32 or is rounded to one bf16 as an f32.
     pub(super) fn terms(self) -> usize {
         match (self.precision, self.unit) {
@@ -270,6 +280,16 @@ mod tests {
         assert_eq!(of(Precision::F32, "amx-model"), simd().into());
         assert_eq!(of(Precision::Tf32, "amx-model").unit, Unit::AmxModel);
         assert_eq!(of(Precision::Bf16, ""), Products::choose(Precision::Bf16, None).unwrap());
+    }
+
+    #[test]
+    fn the_preferred_precision_is_bf16_where_an_instruction_multiplies_it() {
+        let best = Products::available(Precision::Bf16).pop().unwrap();
+        let expected = if best.unit == Unit::Fma { Precision::F32 } else { Precision::Bf16 };
+        // A variable may have asked for another unit.
+        if std::env::var_os("GRAD_PRODUCTS").is_none() {
+            assert_eq!(Products::preferred().unwrap(), expected);
+        }
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::heatmap::Scale;
 use crate::inference::{Inference, Input};
-use crate::model::{Head, HeadConfig};
+use crate::model::{FoldedHead, Head, HeadConfig};
 use crate::nn::{Context, Params};
 use crate::score::Scored;
 use crate::tensor::Tensor;
@@ -51,12 +51,14 @@ pub struct Detector {
     pub backbone: Arc<Backbone>,
     /// Made when pictures or features are first scored on a device, of the parameters as they are then.
     inference: OnceLock<Inference>,
+    /// The same in host memory.
+    folded: OnceLock<FoldedHead>,
 }
 
 impl Detector {
     /// A detector of these parts, which must fit each other.
     pub fn new(info: ModelInfo, head: Head, params: Params, backbone: Arc<Backbone>) -> Self {
-        Detector { info, head, params, backbone, inference: OnceLock::new() }
+        Detector { info, head, params, backbone, inference: OnceLock::new(), folded: OnceLock::new() }
     }
 
     /// Reads a model, `model.safetensors` or the folder of its run, and the backbone it needs: the built-in one, or the
@@ -151,8 +153,19 @@ impl Detector {
     /// # Errors
     /// As [`Self::score_features`].
     pub fn raw_map(&self, features: &[f32]) -> Result<Vec<f32>> {
-        let raw = self.head.score(&Context::eval(&self.params), &self.placed(&[features])?)?;
-        Ok(raw.to_host()?.data().to_vec())
+        Ok(self.raw(&self.placed(&[features])?)?.to_host()?.data().to_vec())
+    }
+
+    /// The map of features x `[1, H, W, C]` where the model lies, `[1, H, W, 1]`.
+    fn raw(&self, x: &Tensor) -> Result<Tensor> {
+        if x.gpu().is_some() {
+            return self.head.score(&Context::eval(&self.params), x);
+        }
+        if let Some(folded) = self.folded.get() {
+            return folded.score(x);
+        }
+        let made = FoldedHead::new(self.head.config(), &self.params, &Device::Cpu)?;
+        self.folded.get_or_init(|| made).score(x)
     }
 
     /// Features, each `[H, W, C]`, as `[N, H, W, C]` where the model lies.
@@ -203,7 +216,7 @@ impl Detector {
 
     /// Scores features x, `[1, height, width, channels]`, in host memory.
     fn score(&self, x: &Tensor) -> Result<Scored> {
-        let raw = self.head.score(&Context::eval(&self.params), x)?;
+        let raw = self.raw(x)?;
         let HeadConfig { height, width, .. } = *self.head.config();
         let size = self.info.image_size;
         self.info.protocol.score(raw.data(), height, width, size, size)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times a training step of this engine beside the same step in PyTorch, in pairs, and prints the ratios.
 
-    cargo build --release --example step
+    cargo build --release --example step --example ceilings
     python benches/peer/compare.py [--models crad-s,crad,grad] [--batch 16] [--pairs 5] [--modes tuned,compiled]
     python benches/peer/compare.py --device cuda --precision bf16 --modes published,tuned,compiled
 
@@ -23,6 +23,7 @@ import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 STEP = HERE.parents[1] / "target/release/examples/step"
+CEILINGS = STEP.with_name("ceilings")
 MALLOC = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
@@ -109,6 +110,19 @@ def headline(*more):
     return ", ".join(["{processor}, {cores} cores, {features}".format(**machine()), *more])
 
 
+def products(model, batch, side, c):
+    """Floating-point operations of the products of a step: forward, and twice as many backward."""
+    grids = 2 * c * c
+    blocks = {"grad": 14 * 9 * 4 * c * c, "crad": 22 * 2 * c * 4 * c, "crad-s": 22 * 2 * c * c}
+    return 3 * 2 * batch * side * side * (blocks[model] + grids + 2 * c * c)
+
+
+def ceilings():
+    """Floating-point operations a second of this CPU's registers, by precision; none where the program was not built."""
+    found = subprocess.run([CEILINGS], capture_output=True, text=True) if CEILINGS.exists() else None
+    return json.loads(found.stdout)["flops_per_second"] if found and found.returncode == 0 else {}
+
+
 def compare(options, model):
     """Times all sides on one model; a peer that fails is left out and named."""
     pace, features = list(PACE[options.device]), ["--features", *map(str, options.features)]
@@ -123,6 +137,7 @@ def compare(options, model):
     failed = race(f"{model:8}", sides, options.pairs, pace)
     last = {name: side.end() for name, side in sides.items()}
     result = {"model": model, "batch": options.batch, "precision": options.precision, "failed": failed}
+    result["products_flop"] = products(model, options.batch, *options.features)
     result |= {"launches": int(last["ours"][0]), "peak_mib": {name: float(said[-1]) for name, said in last.items()}}
     return result | verdict(sides)
 
@@ -154,12 +169,12 @@ def main():
     options = arguments.parse_args()
     print(headline(options.device, options.precision, options.isa, f"{options.pairs} pairs"))
     print(f"{'model':8} {'batch':>5} {'ours':>13} {'PyTorch':>13}  {'ratio (range)':28} {'ours':>9} {'PyTorch':>9}")
-    results = []
+    results, ceiling = [], ceilings() if options.device == "cpu" and options.isa == "best" else {}
     for model in options.models.split(","):
         results.append(compare(options, model))
         print(line(results[-1]), flush=True)
         if options.json:
-            facts = machine() | {"device": options.device, "isa": options.isa, "results": results}
+            facts = machine() | {"device": options.device, "isa": options.isa, "flops_per_second": ceiling, "results": results}
             options.json.write_text(json.dumps(facts, indent=1) + "\n")
 
 

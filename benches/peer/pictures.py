@@ -2,12 +2,12 @@
 """Times loading pictures, and their features, beside the usual Python pipeline, in pairs, and prints the ratios.
 
     cargo build --release --example pictures
-    python benches/peer/pictures.py [--count 64] [--side 1024] [--pairs 5] [--what png,jpeg,b4,lite0]
+    python benches/peer/pictures.py [--count 64] [--side 1024] [--pairs 5] [--what png,jpeg,b4,lite0,verdicts]
 
-`png` and `jpeg`: read, decode, resize to 224, normalise. `b4` and `lite0`: the backbone on prepared pictures, fp32. Both
-sides have the same files and all cores, stay alive and work in turn. The pictures are enlarged photographs of
-scikit-image with seeded noise; B4 has random weights. A ratio above 1 means that Python takes longer. Needs torch,
-OpenCV, Pillow, scikit-image.
+`png` and `jpeg`: read, decode, resize to 224, normalise. `b4` and `lite0`: the backbone on prepared pictures. `verdicts`:
+from PNG files to scores, by `crad-s` on Lite0. All in fp32. Both sides have the same files and all cores, stay alive and
+work in turn. The pictures are enlarged photographs of scikit-image with seeded noise; B4 and the head have random weights.
+A ratio above 1 means that Python takes longer. Needs torch, OpenCV, Pillow, scikit-image.
 """
 import argparse
 import json
@@ -81,12 +81,12 @@ def main():
     arguments.add_argument("--count", type=int, default=64)
     arguments.add_argument("--side", type=int, default=1024)
     arguments.add_argument("--pairs", type=int, default=5)
-    arguments.add_argument("--what", default="png,jpeg,b4,lite0")
+    arguments.add_argument("--what", default="png,jpeg,b4,lite0,verdicts")
     arguments.add_argument("--json", type=pathlib.Path)
     options = arguments.parse_args()
     results = []
     print(headline(f"{options.count} pictures of {options.side} pixels", f"{options.pairs} pairs"))
-    print(f"{'what':6} {'ours':>12} {'Python':>12}  ratio (range)")
+    print(f"{'what':8} {'ours':>12} {'Python':>12}  ratio (range)")
     with tempfile.TemporaryDirectory() as home:
         for what in options.what.split(","):
             suffix = "jpg" if what == "jpeg" else "png"
@@ -96,6 +96,10 @@ def main():
             peer = [sys.executable, HERE / "torch_pictures.py"]
             if what in ["png", "jpeg"]:
                 sides = {"ours": Side([OURS, "load", folder]), "DataLoader": Side([*peer, "load", folder])}
+            elif what == "verdicts":
+                sides = {"ours": Side([OURS, "verdicts", folder])}
+                for mode in ["eager", "compiled"]:
+                    sides[mode] = Side([*peer, "verdicts", folder, "--mode", mode], MALLOC)
             else:
                 file = LITE0
                 if what == "b4":
@@ -109,7 +113,7 @@ def main():
             ours, mode, python, ratios = compare(sides, options.pairs)
             rates = [options.count / statistics.median(seconds) for seconds in [ours, python]]
             spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f}) {mode}"
-            print(f"{what:6} {rates[0]:8.1f} /s {rates[1]:8.1f} /s  {spread}", flush=True)
+            print(f"{what:8} {rates[0]:8.1f} /s {rates[1]:8.1f} /s  {spread}", flush=True)
             result = {"what": what, "count": options.count, "peer": mode, "seconds": {"ours": ours, mode: python}}
             results.append(result | {"ratio": statistics.median(ratios), "ratios": ratios})
             if options.json:

@@ -3,6 +3,7 @@
 
     torch_pictures.py load DIR                       OpenCV reads, Pillow resizes, torch normalises: a DataLoader
     torch_pictures.py features DIR b4|lite0 FILE --mode eager|compiled     the backbone on pictures prepared before
+    torch_pictures.py verdicts DIR --mode eager|compiled                   loaded as above, as bytes, and scored by torch_inference.py
 
 The backbone has its BatchNorm folded into the convolutions and is channels last, fp32. Needs torch, OpenCV, Pillow.
 """
@@ -26,8 +27,9 @@ MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.2
 
 
 class Pictures(torch.utils.data.Dataset):
-    def __init__(self, folder):
+    def __init__(self, folder, as_bytes):
         self.paths = sorted(path for path in pathlib.Path(folder).iterdir() if path.is_file())
+        self.as_bytes = as_bytes
 
     def __len__(self):
         return len(self.paths)
@@ -35,15 +37,17 @@ class Pictures(torch.utils.data.Dataset):
     def __getitem__(self, i):
         rgb = cv2.cvtColor(cv2.imread(str(self.paths[i]), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
         small = Image.fromarray(rgb).resize((SIZE, SIZE), Image.BILINEAR)
+        if self.as_bytes:
+            return torch.from_numpy(np.array(small))
         x = torch.from_numpy(np.array(small)).permute(2, 0, 1).float().div_(255)
         return x.sub_(MEAN[:, None, None]).div_(STD[:, None, None])
 
 
-def loader(folder):
+def loader(folder, as_bytes=False):
     # One worker a core, kept from pass to pass; each does one thing at a time.
     workers = os.cpu_count()
     return torch.utils.data.DataLoader(
-        Pictures(folder), BATCH, num_workers=workers, persistent_workers=True, worker_init_fn=lambda _: cv2.setNumThreads(0)
+        Pictures(folder, as_bytes), BATCH, num_workers=workers, persistent_workers=True, worker_init_fn=lambda _: cv2.setNumThreads(0)
     )
 
 
@@ -102,13 +106,19 @@ class Folded(torch.nn.Module):
 
 def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("what", choices=["load", "features"])
+    arguments.add_argument("what", choices=["load", "features", "verdicts"])
     arguments.add_argument("folder")
     arguments.add_argument("network", nargs="?", choices=["b4", "lite0"])
     arguments.add_argument("weights", nargs="?")
     arguments.add_argument("--mode", choices=["eager", "compiled"], default="eager")
     options = arguments.parse_args()
-    batches = loader(options.folder)
+    batches = loader(options.folder, options.what == "verdicts")
+    if options.what == "verdicts":
+        from torch_inference import Scorer
+
+        model = Scorer("lite0", "crad-s", SIZE).eval().to(memory_format=torch.channels_last)
+        if options.mode == "compiled":
+            model = torch.compile(model)
     if options.what == "features":
         net = {"b4": reference.B4, "lite0": reference.LITE0}[options.network]
         model = Folded(net, reference.stored_weights(net, options.weights)).eval()
@@ -120,6 +130,8 @@ def main():
             started = time.perf_counter()
             if options.what == "load":
                 total = sum(float(batch.flatten()[::997].sum()) for batch in batches)
+            elif options.what == "verdicts":
+                total = sum(float(model(batch).sum()) for batch in batches)
             else:
                 total = sum(float(model(batch).flatten()[::997].sum()) for batch in inputs)
             print(time.perf_counter() - started, total, flush=True)

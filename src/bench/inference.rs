@@ -12,8 +12,7 @@ use crate::data::normalisation;
 use crate::device::Device;
 use crate::error::Result;
 use crate::inference::{Inference, Input, Laps};
-use crate::model::{Head, HeadConfig, ModelKind};
-use crate::nn::{Context, Params};
+use crate::model::{FoldedHead, Head, HeadConfig, ModelKind};
 use crate::rng::Rng;
 use crate::score::Protocol;
 use crate::tensor::Tensor;
@@ -24,8 +23,7 @@ const PICTURES: usize = 64;
 /// A backbone with a head that was never trained, and pictures of noise, prepared as bytes.
 pub struct InferenceBench {
     backbone: Arc<Backbone>,
-    head: Head,
-    params: Params,
+    head: FoldedHead,
     on_device: Option<Inference>,
     size: usize,
     pictures: Vec<Vec<u8>>,
@@ -44,12 +42,13 @@ impl InferenceBench {
         let backbone = Arc::new(backbone.to(device)?);
         let inference = || Inference::new(backbone.clone(), head.config(), &params, size);
         let on_device = device.gpu().map(|_| inference()).transpose()?;
+        let folded = FoldedHead::new(head.config(), &params, &Device::Cpu)?;
         let picture = |i: u64| {
             let mut rng = Rng::new(i, 7);
             (0..size * size * 3).map(|_| rng.below(256) as u8).collect()
         };
         let pictures = (0..PICTURES as u64).into_par_iter().map(picture).collect();
-        Ok(InferenceBench { backbone, head, params, on_device, size, pictures, protocol: Protocol::official() })
+        Ok(InferenceBench { backbone, head: folded, on_device, size, pictures, protocol: Protocol::official() })
     }
 
     /// Has a device take `n` pictures at once; see [`Inference::in_batches_of`].
@@ -75,8 +74,16 @@ impl InferenceBench {
         };
         match &self.on_device {
             Some(inference) => inference.scores(Input::Pictures(count, &write), &self.protocol),
-            None => (0..count).into_par_iter().map(|i| Ok(self.on_cpu(i, 1)?.0.remove(0))).collect(),
+            None => (0..count).into_par_iter().map(|i| self.score(self.picture(i))).collect(),
         }
+    }
+
+    /// Scores a picture, given as bytes `[S, S, 3]`, on the CPU.
+    ///
+    /// # Errors
+    /// What the networks refuse.
+    pub fn score(&self, picture: &[u8]) -> Result<GoodScore> {
+        Ok(self.on_cpu(1, picture.iter())?.0.remove(0))
     }
 
     /// Names and seconds of the stages of a batch of `n` pictures, `samples` times; see [`crate::inference::Stages::run`].
@@ -86,7 +93,8 @@ impl InferenceBench {
     /// What a device refuses.
     pub fn stages(&self, n: usize, samples: usize) -> Result<Vec<Laps>> {
         let Some(inference) = &self.on_device else {
-            return (0..=samples).map(|i| Ok(self.on_cpu(i * n, n)?.1)).skip(1).collect();
+            let batch = |i: usize| (i * n..(i + 1) * n).flat_map(|i| self.picture(i));
+            return (0..=samples).map(|i| Ok(self.on_cpu(n, batch(i))?.1)).skip(1).collect();
         };
         let mut stages = inference.stages(n, &self.protocol)?;
         let mut run = |k: usize| stages.run(&|i, to| to.copy_from_slice(self.picture(k * n + i)));
@@ -102,17 +110,16 @@ impl InferenceBench {
         self.on_device.as_ref().map(|on| Ok(on.stages(n, &self.protocol)?.launches())).transpose()
     }
 
-    /// Scores and stages of the pictures from `first` on, as one batch.
-    fn on_cpu(&self, first: usize, n: usize) -> Result<(Vec<GoodScore>, Laps)> {
+    /// Scores and stages of `n` pictures, as one batch.
+    fn on_cpu<'a>(&self, n: usize, bytes: impl Iterator<Item = &'a u8>) -> Result<(Vec<GoodScore>, Laps)> {
         let (size, mut clock) = (self.size, Instant::now());
         let mut lap = |name| (name, std::mem::replace(&mut clock, Instant::now()).elapsed().as_secs_f64());
         let table = normalisation(self.backbone.mean(), self.backbone.std());
-        let bytes = (first..first + n).flat_map(|i| self.picture(i));
         let values: Vec<f32> = bytes.enumerate().map(|(i, &v)| table[i % 3][usize::from(v)]).collect();
         let prepare = lap("prepare");
         let features = self.backbone.forward(&Tensor::from_slice([n, size, size, 3], &values))?;
         let backbone = lap("backbone");
-        let raw = self.head.score(&Context::eval(&self.params), &features)?;
+        let raw = self.head.score(&features)?;
         let head = lap("head");
         let HeadConfig { height, width, .. } = *self.head.config();
         let score = |raw| Ok(GoodScore::of(&self.protocol.score(raw, height, width, size, size)?));

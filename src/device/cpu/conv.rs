@@ -181,6 +181,12 @@ impl Axis {
         };
         (source < self.limit).then_some(source)
     }
+
+    /// How far the next position reads from this one, where that is the same for all taps.
+    #[inline(always)]
+    pub fn next(&self) -> Option<usize> {
+        if self.forward { Some(self.stride) } else { (self.stride == 1).then_some(1) }
+    }
 }
 
 /// Below this many channels, as in the first layer of a network, patches are gathered row by row.

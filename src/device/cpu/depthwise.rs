@@ -115,6 +115,9 @@ fn axes(g: &DepthwiseGeometry, forward: bool) -> [Axis; 2] {
     [0, 1].map(|i| Axis { stride: g.stride, pad: g.pad[2 * i], limit: limit[i], forward })
 }
 
+/// Neighbouring pixels that are summed together.
+const PIXELS: usize = 4;
+
 /// One side of the convolution, each pixel of which is a sum over pixels of the other: the output for the forward
 /// pass, the input for its gradient.
 struct Side {
@@ -163,7 +166,8 @@ simd_fn! {
         let (c, [kh, kw], [y_axis, x_axis]) = (side.channels, side.kernel, &side.axes);
         // Where the taps of one pixel read: (offset in src, offset in w).
         let mut taps = Vec::with_capacity(kh * kw);
-        for (x, pixel) in dst.chunks_exact_mut(c).enumerate() {
+        let (width, mut x) = (dst.len() / c, 0);
+        while x < width {
             taps.clear();
             for i in 0..kh {
                 let Some(row) = y_axis.source(y, i) else { continue };
@@ -173,9 +177,22 @@ simd_fn! {
                     }
                 }
             }
-            let done = gather_pixel::<FMA, 32>(&taps, src, w, 0, pixel);
-            let done = gather_pixel::<FMA, 8>(&taps, src, w, done, pixel);
-            gather_pixel::<FMA, 1>(&taps, src, w, done, pixel);
+            // Neighbours whose taps all lie inside read the same ones, further on: weights are loaded once for them.
+            let whole = |x: usize| [0, kw - 1].iter().all(|&j| x_axis.source(x, j).is_some());
+            let together = if x + PIXELS <= width && whole(x) && whole(x + PIXELS - 1) { x_axis.next() } else { None };
+            if let Some(step) = together {
+                let pixels = &mut dst[x * c..(x + PIXELS) * c];
+                let done = gather_pixels::<FMA, PIXELS, 32>(&taps, src, step * c, w, 0, pixels);
+                let done = gather_pixels::<FMA, PIXELS, 8>(&taps, src, step * c, w, done, pixels);
+                gather_pixels::<FMA, PIXELS, 1>(&taps, src, step * c, w, done, pixels);
+                x += PIXELS;
+            } else {
+                let pixel = &mut dst[x * c..(x + 1) * c];
+                let done = gather_pixels::<FMA, 1, 32>(&taps, src, 0, w, 0, pixel);
+                let done = gather_pixels::<FMA, 1, 8>(&taps, src, 0, w, done, pixel);
+                gather_pixels::<FMA, 1, 1>(&taps, src, 0, w, done, pixel);
+                x += 1;
+            }
         }
     }
     /// Adds the products of one row of `dy: [width, c]` with the rows of `x` it reads to `dw: [kh, kw, c]`.
@@ -194,26 +211,34 @@ simd_fn! {
     }
 }
 
-/// Channels `from..` of one pixel, `L` at a time; returns the first channel that is left.
+/// Channels `from..` of `P` neighbouring pixels, `L` at a time; returns the first channel that is left. What a tap reads for
+/// one pixel lies `step` further on for the next.
 #[inline(always)]
-fn gather_pixel<const FMA: bool, const L: usize>(
+fn gather_pixels<const FMA: bool, const P: usize, const L: usize>(
     taps: &[(usize, usize)],
     src: &[f32],
+    step: usize,
     w: &[f32],
     from: usize,
-    pixel: &mut [f32],
+    pixels: &mut [f32],
 ) -> usize {
-    let (blocks, _) = pixel[from..].as_chunks_mut::<L>();
+    let c = pixels.len() / P;
     let mut channel = from;
-    for out in blocks {
-        let mut sum = [0.0; L];
+    while channel + L <= c {
+        let mut sums = [[0.0; L]; P];
         for &(s, t) in taps {
-            let (s, t) = (&src[s + channel..s + channel + L], &w[t + channel..t + channel + L]);
-            for l in 0..L {
-                sum[l] = mul_add::<FMA>(s[l], t[l], sum[l]);
+            let w: [f32; L] = *w[t + channel..].first_chunk().expect("within the kernel");
+            let src = &src[s + channel..s + channel + (P - 1) * step + L];
+            for (p, sum) in sums.iter_mut().enumerate() {
+                let s = &src[p * step..p * step + L];
+                for l in 0..L {
+                    sum[l] = mul_add::<FMA>(s[l], w[l], sum[l]);
+                }
             }
         }
-        *out = sum;
+        for (p, sum) in sums.iter().enumerate() {
+            pixels[p * c + channel..p * c + channel + L].copy_from_slice(sum);
+        }
         channel += L;
     }
     channel

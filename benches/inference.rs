@@ -22,6 +22,7 @@ use grad::backbone::{Backbone, Network};
 use grad::bench::InferenceBench;
 use grad::data::{decode_bytes, resized};
 use grad::device::Device;
+use grad::device::cpu::{self, Products};
 use grad::device::cuda::{Gpu, Precision};
 use grad::error::{Error, Result};
 use grad::model::ModelKind;
@@ -40,7 +41,7 @@ struct Options {
     /// cpu, cuda or emulated
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// f32, tf32 or bf16; the CPU knows f32 alone
+    /// f32, tf32 or bf16
     #[arg(long, default_value = "f32")]
     precision: String,
     /// Side of the prepared pictures
@@ -68,16 +69,20 @@ fn named<T>(what: &str, name: &str, found: Option<T>, all: &str) -> Result<T> {
     found.ok_or_else(|| Error::config(format!("there is no {what} {name}"), format!("use one of {all}")))
 }
 
+fn precision(o: &Options) -> Result<Precision> {
+    let found = Precision::ALL.into_iter().find(|p| p.name() == o.precision);
+    named("precision", &o.precision, found, "f32, tf32, bf16")
+}
+
 fn bench(o: &Options) -> Result<InferenceBench> {
     let kind =
         named("model", &o.model, ModelKind::ALL.into_iter().find(|k| k.name() == o.model), "crad, crad-s, grad")?;
-    let precision = Precision::ALL.into_iter().find(|p| p.name() == o.precision);
-    let precision = named("precision", &o.precision, precision, "f32, tf32, bf16")?;
+    let precision = precision(o)?;
     let device = match o.device.as_str() {
         "cuda" => Device::Gpu(Gpu::open(0, precision)?),
         "emulated" => Device::Gpu(Gpu::emulated(precision)?),
-        "cpu" if precision == Precision::F32 => Device::Cpu,
-        other => return Err(Error::config(format!("{other} cannot compute in {}", o.precision), "use --device cuda")),
+        "cpu" => Device::Cpu,
+        other => return Err(Error::config(format!("there is no device {other}"), "use --device cpu or cuda")),
     };
     let backbone = match o.backbone.as_str() {
         "lite0" => Backbone::lite0()?,
@@ -205,13 +210,23 @@ fn serve(o: &Options, bench: &mut InferenceBench) -> Result<()> {
     Ok(())
 }
 
+/// On a pool of threads that multiply in the precision, which matters where the CPU computes.
+fn run(o: &Options) -> Result<()> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let products = Products::requested(if o.device == "cpu" { precision(o)? } else { Precision::F32 })?;
+    let pool = cpu::products::threads(threads, products)
+        .map_err(|e| Error::config(format!("{threads} threads cannot be started: {e}"), "end other programs"))?;
+    let mut bench = bench(o)?;
+    pool.install(|| if o.serve { serve(o, &mut bench) } else { measure(o, &mut bench) })
+}
+
 fn main() -> ExitCode {
     let o = Options::parse();
     if o.batch.contains(&0) || o.samples == 0 || o.row == 0 {
         eprintln!("--batch, --samples and --row must be at least 1");
         return ExitCode::FAILURE;
     }
-    match bench(&o).and_then(|mut bench| if o.serve { serve(&o, &mut bench) } else { measure(&o, &mut bench) }) {
+    match run(&o) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("{e}");

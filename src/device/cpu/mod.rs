@@ -39,7 +39,7 @@ pub mod products;
 pub mod rows;
 pub mod simd;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod winograd;
 
 pub use conv::{ConvGeometry, conv2d_backward_input, conv2d_backward_weight, conv2d_forward};

@@ -255,26 +255,29 @@ impl Errors {
 }
 
 fn truth<O: Op>() -> f64 {
+    O::cases().iter().map(truth_of).fold(0.0, f64::max)
+}
+
+/// [`Entry::truth`] of one case.
+pub(crate) fn truth_of<O: Op>(case: &Case<O>) -> f64 {
     let (mut worst, coarseness) = (0.0f64, ConvChoice::of_process().coarseness());
-    for case in O::cases() {
-        let (op, shapes) = (&case.op, case.shapes());
-        // Per output: the worst relative error of the plain and of the fast path over all draws. One draw of a small
-        // case may round luckily; the worst of several may not.
-        let mut errors = Errors::default();
-        for seed in 0..8 {
-            let x = draw(&case, seed);
-            let dy = upstream(op.infer(&shapes).expect("a case must be accepted")[0].numel());
-            let (narrow, narrow_dy) = (to_f32(&x), to_f32(std::slice::from_ref(&dy)).remove(0));
-            let truth = named(&run_definition(op, &shapes, &x, &dy));
-            let plain = named(&run_definition(op, &shapes, &narrow, &narrow_dy));
-            let fast = named(&run_fast(op, &shapes, &narrow, &narrow_dy));
-            errors.add(truth, &plain, &fast, &format!("{op:?} {shapes:?}"));
-        }
-        for (name, plain, fast) in errors.0 {
-            let allowed = SLACK * coarseness * (plain + f64::from(f32::EPSILON));
-            assert!(fast <= allowed, "{op:?} {shapes:?}: {name} is off by {fast:.2e}, allowed {allowed:.2e}");
-            worst = worst.max(fast / allowed);
-        }
+    let (op, shapes) = (&case.op, case.shapes());
+    // Per output: the worst relative error of the plain and of the fast path over all draws. One draw of a small
+    // case may round luckily; the worst of several may not.
+    let mut errors = Errors::default();
+    for seed in 0..8 {
+        let x = draw(case, seed);
+        let dy = upstream(op.infer(&shapes).expect("a case must be accepted")[0].numel());
+        let (narrow, narrow_dy) = (to_f32(&x), to_f32(std::slice::from_ref(&dy)).remove(0));
+        let truth = named(&run_definition(op, &shapes, &x, &dy));
+        let plain = named(&run_definition(op, &shapes, &narrow, &narrow_dy));
+        let fast = named(&run_fast(op, &shapes, &narrow, &narrow_dy));
+        errors.add(truth, &plain, &fast, &format!("{op:?} {shapes:?}"));
+    }
+    for (name, plain, fast) in errors.0 {
+        let allowed = SLACK * coarseness * (plain + f64::from(f32::EPSILON));
+        assert!(fast <= allowed, "{op:?} {shapes:?}: {name} is off by {fast:.2e}, allowed {allowed:.2e}");
+        worst = worst.max(fast / allowed);
     }
     worst
 }
@@ -285,18 +288,21 @@ fn pools(products: Products) -> [rayon::ThreadPool; 3] {
 }
 
 fn repeat<O: Op>(products: Products) {
+    O::cases().iter().for_each(|case| repeat_of(case, products));
+}
+
+/// [`Entry::repeat`] of one case.
+pub(crate) fn repeat_of<O: Op>(case: &Case<O>, products: Products) {
     let pools = pools(products);
-    for case in O::cases() {
-        let (op, shapes, x) = (&case.op, case.shapes(), to_f32(&draw(&case, 3)));
-        let dy = to_f32(&[upstream(op.infer(&shapes).expect("a case must be accepted")[0].numel())]).remove(0);
-        let bits = |pool: &rayon::ThreadPool| -> Vec<(String, Vec<u64>)> {
-            let outputs = pool.install(|| named(&run_fast(op, &shapes, &x, &dy)));
-            outputs.into_iter().map(|(n, v)| (n, v.iter().map(|v| v.to_bits()).collect())).collect()
-        };
-        let first = bits(&pools[0]);
-        for pool in &pools {
-            assert_eq!(first, bits(pool), "{op:?} {shapes:?}: bits depend on the number of threads");
-        }
+    let (op, shapes, x) = (&case.op, case.shapes(), to_f32(&draw(case, 3)));
+    let dy = to_f32(&[upstream(op.infer(&shapes).expect("a case must be accepted")[0].numel())]).remove(0);
+    let bits = |pool: &rayon::ThreadPool| -> Vec<(String, Vec<u64>)> {
+        let outputs = pool.install(|| named(&run_fast(op, &shapes, &x, &dy)));
+        outputs.into_iter().map(|(n, v)| (n, v.iter().map(|v| v.to_bits()).collect())).collect()
+    };
+    let first = bits(&pools[0]);
+    for pool in &pools {
+        assert_eq!(first, bits(pool), "{op:?} {shapes:?}: bits depend on the number of threads");
     }
 }
 

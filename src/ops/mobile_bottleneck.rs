@@ -188,15 +188,6 @@ impl Op for MobileBottleneck {
     }
 
     fn cases() -> Vec<Case<Self>> {
-        let case = |groups, [n, h, w]: [usize; 3], [c, e, s]: [usize; 3]| {
-            // Small beta and gamma keep clear of the kinks of hswish at 3, where no precision but the finest knows the slope.
-            Case::new(MobileBottleneck { eps: 1e-5, groups }, &shapes([n, h, w, c], e, s))
-                // Around 0 the mean of many positions would be what cancellation leaves of them, in any f32.
-                .range(0, -0.5, 1.5)
-                .range(2, 0.4, 0.9)
-                .range(3, -0.5, 0.5)
-                .range(5, 0.4, 0.9)
-        };
         vec![
             case(1, [2, 4, 3], [3, 5, 2]),
             case(2, [3, 3, 5], [8, 16, 4]),
@@ -233,9 +224,50 @@ impl Op for MobileBottleneck {
     }
 }
 
+/// Images `[n, h, w]` of c channels, e in between, s in the gate; inputs that every precision can be judged on.
+fn case(groups: usize, [n, h, w]: [usize; 3], [c, e, s]: [usize; 3]) -> Case<MobileBottleneck> {
+    // Small beta and gamma keep clear of the kinks of hswish at 3, where no precision but the finest knows the slope.
+    Case::new(MobileBottleneck { eps: 1e-5, groups }, &shapes([n, h, w, c], e, s))
+        // Around 0 the mean of many positions would be what cancellation leaves of them, in any f32.
+        .range(0, -0.5, 1.5)
+        .range(2, 0.4, 0.9)
+        .range(3, -0.5, 0.5)
+        .range(5, 0.4, 0.9)
+}
+
 fn shapes(x: [usize; 4], e: usize, s: usize) -> Vec<Shape> {
     let c = x[3];
     [&x[..], &[c, e], &[e], &[e], &[3, 3, e], &[e], &[e], &[e, s], &[s, e], &[e, c], &[c], &[c]]
         .map(Shape::new)
         .to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::check::{repeat_of, truth_of};
+    use crate::device::cpu::Products;
+    use crate::device::cpu::testing::{channels, shapes as drawn};
+    use crate::device::cuda::Precision;
+
+    proptest! {
+        #![proptest_config(drawn(24))]
+        #[test]
+        fn any_shape_matches_the_definition(
+            (n, groups) in (4..12_usize, 1..4_usize),
+            (h, w) in (1..8_usize, 1..8_usize),
+            (c, e, s) in (channels(), channels(), 4..10_usize),
+        ) {
+            // A judge of the largest of several errors needs several: of one parameter's gradient, which may be almost 0, the
+            // relative error is luck. So it is of what two images and two hidden values of the gate have in common.
+            let (c, e) = (c.max(7), e.max(7));
+            // Of fewer values a variance may be next to nothing, and then no f32 knows what is left of a gradient.
+            prop_assume!(n / groups * h * w >= 8 && n * h * w * c * e <= 60_000);
+            let case = case(groups, [n, h, w], [c, e, s]);
+            truth_of(&case);
+            Precision::ALL.into_iter().flat_map(Products::available).for_each(|way| repeat_of(&case, way));
+        }
+    }
 }

@@ -329,8 +329,9 @@ impl PackA for TransposedPatches<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{assert_close, product, random, same_bits_for_1_and_2_threads};
+    use super::super::testing::{assert_close, channels, product, random, same_bits_for_1_and_2_threads, shapes};
     use super::*;
+    use proptest::prelude::*;
 
     /// Calls `f(x index, w index, y index)` for every product of the definition.
     fn each_product(g: &ConvGeometry, mut f: impl FnMut(usize, usize, usize)) {
@@ -362,39 +363,58 @@ mod tests {
         ConvGeometry { n: 2, h: 12, w: 11, ci: 40, co: 50, kh: 3, kw: 3, stride: 1, pad: [1, 1, 1, 1] },
     ];
 
+    /// Forward and both gradients, directly, in every way to multiply.
+    fn judge(g: ConvGeometry) {
+        let x = random(g.in_rows() * g.ci, 1);
+        let w = random(g.taps() * g.ci * g.co, 2);
+        let dy = random(g.out_rows() * g.co, 3);
+        assert!(!dy.is_empty());
+        let check = |name: &str,
+                     a: &[f32],
+                     b: &[f32],
+                     pick: fn(usize, usize, usize) -> [usize; 3],
+                     len: usize,
+                     run: &(dyn Fn(Products, &mut [f32]) + Sync)| {
+            for way in Products::all() {
+                let (mut low, mut high, mut scale) = (vec![0.0f32; len], vec![0.0f64; len], vec![0.0f64; len]);
+                each_product(&g, |x, w, y| {
+                    let [a_at, b_at, out] = pick(x, w, y);
+                    let product = product(way, a[a_at], b[b_at]);
+                    low[out] += product as f32;
+                    high[out] += product;
+                    scale[out] += product.abs();
+                });
+                let got = same_bits_for_1_and_2_threads(|| {
+                    let mut out = vec![f32::NAN; len];
+                    run(way, &mut out);
+                    out
+                });
+                assert_close(&got, &low, &high, &scale, &format!("{name} {g:?} {way:?}"));
+            }
+        };
+        check("forward", &x, &w, |x, w, y| [x, w, y], dy.len(), &|l, y| forward_at(l, &g, &x, &w, y, no_epilogue));
+        check("input", &dy, &w, |x, w, y| [y, w, x], x.len(), &|l, dx| backward_input_at(l, &g, &dy, &w, dx));
+        check("weight", &x, &dy, |x, w, y| [x, y, w], w.len(), &|l, dw| backward_weight_at(l, &g, &x, &dy, dw));
+    }
+
     #[test]
     fn forward_and_gradients_match_plain_loops_in_every_way() {
-        for g in SHAPES {
-            let x = random(g.in_rows() * g.ci, 1);
-            let w = random(g.taps() * g.ci * g.co, 2);
-            let dy = random(g.out_rows() * g.co, 3);
-            assert!(!dy.is_empty());
-            let check = |name: &str,
-                         a: &[f32],
-                         b: &[f32],
-                         pick: fn(usize, usize, usize) -> [usize; 3],
-                         len: usize,
-                         run: &(dyn Fn(Products, &mut [f32]) + Sync)| {
-                for way in Products::all() {
-                    let (mut low, mut high, mut scale) = (vec![0.0f32; len], vec![0.0f64; len], vec![0.0f64; len]);
-                    each_product(&g, |x, w, y| {
-                        let [a_at, b_at, out] = pick(x, w, y);
-                        let product = product(way, a[a_at], b[b_at]);
-                        low[out] += product as f32;
-                        high[out] += product;
-                        scale[out] += product.abs();
-                    });
-                    let got = same_bits_for_1_and_2_threads(|| {
-                        let mut out = vec![f32::NAN; len];
-                        run(way, &mut out);
-                        out
-                    });
-                    assert_close(&got, &low, &high, &scale, &format!("{name} {g:?} {way:?}"));
-                }
-            };
-            check("forward", &x, &w, |x, w, y| [x, w, y], dy.len(), &|l, y| forward_at(l, &g, &x, &w, y, no_epilogue));
-            check("input", &dy, &w, |x, w, y| [y, w, x], x.len(), &|l, dx| backward_input_at(l, &g, &dy, &w, dx));
-            check("weight", &x, &dy, |x, w, y| [x, y, w], w.len(), &|l, dw| backward_weight_at(l, &g, &x, &dy, dw));
+        SHAPES.into_iter().for_each(judge);
+    }
+
+    proptest! {
+        #![proptest_config(shapes(24))]
+        #[test]
+        fn any_shape_matches_plain_loops(
+            (n, h, w) in (1..4_usize, 1..10_usize, 1..10_usize),
+            (ci, co) in (channels(), channels()),
+            (kh, kw, stride) in (1..6_usize, 1..6_usize, 1..4_usize),
+            pad in [0..4_usize, 0..4_usize, 0..4_usize, 0..4_usize],
+        ) {
+            let g = ConvGeometry { n, h, w, ci, co, kh, kw, stride, pad };
+            let products = g.out_rows() * g.taps() * ci * co;
+            prop_assume!(0 < products && products <= 300_000);
+            judge(g);
         }
     }
 

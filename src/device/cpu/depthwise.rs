@@ -324,8 +324,9 @@ fn backward_weight_at(level: Simd, g: &DepthwiseGeometry, x: &[f32], dy: &[f32],
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{assert_close, random, same_bits_for_1_and_2_threads};
+    use super::super::testing::{assert_close, channels, random, same_bits_for_1_and_2_threads, shapes};
     use super::*;
+    use proptest::prelude::*;
     use std::sync::Mutex;
 
     /// Calls `f(x index, w index, y index)` for every product of the definition.
@@ -352,39 +353,56 @@ mod tests {
         DepthwiseGeometry { n: 9, h: 28, w: 28, c: 40, kh: 3, kw: 3, stride: 1, pad: [1, 1, 1, 1] },
     ];
 
+    /// Forward and both gradients at every level.
+    fn judge(g: DepthwiseGeometry) {
+        let x = random(g.n * g.h * g.w * g.c, 1);
+        let w = random(g.kh * g.kw * g.c, 2);
+        let dy = random(g.n * g.out_h() * g.out_w() * g.c, 3);
+        assert!(!dy.is_empty());
+        let check = |name: &str,
+                     a: &[f32],
+                     b: &[f32],
+                     pick: fn(usize, usize, usize) -> [usize; 3],
+                     len: usize,
+                     run: &(dyn Fn(Simd, &mut [f32]) + Sync)| {
+            let (mut low, mut high, mut scale) = (vec![0.0f32; len], vec![0.0f64; len], vec![0.0f64; len]);
+            products(&g, |x, w, y| {
+                let [a_at, b_at, out] = pick(x, w, y);
+                let product = f64::from(a[a_at]) * f64::from(b[b_at]);
+                low[out] += a[a_at] * b[b_at];
+                high[out] += product;
+                scale[out] += product.abs();
+            });
+            for level in Simd::available() {
+                let got = same_bits_for_1_and_2_threads(|| {
+                    let mut out = vec![f32::NAN; len];
+                    run(level, &mut out);
+                    out
+                });
+                assert_close(&got, &low, &high, &scale, &format!("{name} {g:?} {level:?}"));
+            }
+        };
+        check("forward", &x, &w, |x, w, y| [x, w, y], dy.len(), &|l, y| forward_at(l, &g, &x, &w, y, |_, _| {}));
+        check("input", &dy, &w, |x, w, y| [y, w, x], x.len(), &|l, dx| backward_input_at(l, &g, &dy, &w, dx));
+        check("weight", &x, &dy, |x, w, y| [x, y, w], w.len(), &|l, dw| backward_weight_at(l, &g, &x, &dy, dw));
+    }
+
     #[test]
     fn forward_and_gradients_match_plain_loops_at_every_level() {
-        for g in SHAPES {
-            let x = random(g.n * g.h * g.w * g.c, 1);
-            let w = random(g.kh * g.kw * g.c, 2);
-            let dy = random(g.n * g.out_h() * g.out_w() * g.c, 3);
-            assert!(!dy.is_empty());
-            let check = |name: &str,
-                         a: &[f32],
-                         b: &[f32],
-                         pick: fn(usize, usize, usize) -> [usize; 3],
-                         len: usize,
-                         run: &(dyn Fn(Simd, &mut [f32]) + Sync)| {
-                let (mut low, mut high, mut scale) = (vec![0.0f32; len], vec![0.0f64; len], vec![0.0f64; len]);
-                products(&g, |x, w, y| {
-                    let [a_at, b_at, out] = pick(x, w, y);
-                    let product = f64::from(a[a_at]) * f64::from(b[b_at]);
-                    low[out] += a[a_at] * b[b_at];
-                    high[out] += product;
-                    scale[out] += product.abs();
-                });
-                for level in Simd::available() {
-                    let got = same_bits_for_1_and_2_threads(|| {
-                        let mut out = vec![f32::NAN; len];
-                        run(level, &mut out);
-                        out
-                    });
-                    assert_close(&got, &low, &high, &scale, &format!("{name} {g:?} {level:?}"));
-                }
-            };
-            check("forward", &x, &w, |x, w, y| [x, w, y], dy.len(), &|l, y| forward_at(l, &g, &x, &w, y, |_, _| {}));
-            check("input", &dy, &w, |x, w, y| [y, w, x], x.len(), &|l, dx| backward_input_at(l, &g, &dy, &w, dx));
-            check("weight", &x, &dy, |x, w, y| [x, y, w], w.len(), &|l, dw| backward_weight_at(l, &g, &x, &dy, dw));
+        SHAPES.into_iter().for_each(judge);
+    }
+
+    proptest! {
+        #![proptest_config(shapes(64))]
+        #[test]
+        fn any_shape_matches_plain_loops(
+            (n, h, w, c) in (1..6_usize, 1..14_usize, 1..14_usize, channels()),
+            (kh, kw, stride) in (1..7_usize, 1..7_usize, 1..4_usize),
+            pad in [0..4_usize, 0..4_usize, 0..4_usize, 0..4_usize],
+        ) {
+            let g = DepthwiseGeometry { n, h, w, c, kh, kw, stride, pad };
+            prop_assume!(g.out_h() * g.out_w() > 0);
+            judge(g);
         }
     }
 

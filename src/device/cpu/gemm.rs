@@ -189,9 +189,10 @@ fn edge(sums: &[f32], width: usize, c: &mut [f32], n: usize, col: usize, accumul
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{assert_close, product, random, same_bits_for_1_and_2_threads};
+    use super::super::testing::{assert_close, channels, product, random, same_bits_for_1_and_2_threads, shapes};
     use super::*;
     use crate::device::cuda::Precision;
+    use proptest::prelude::*;
     use std::sync::Mutex;
 
     /// Plain loops over what `way` makes of two factors: f32, f64, and the sum of absolute products.
@@ -214,6 +215,26 @@ mod tests {
         (0..rows * cols).map(|i| x[i % rows * cols + i / rows]).collect()
     }
 
+    /// Every way to multiply matches plain loops, and gives the same bits for operands that are stored transposed.
+    fn judge([m, n, k]: [usize; 3]) {
+        let (a, b) = (random(m * k, 1), random(k * n, 2));
+        let (at, bt) = (transposed(&a, m, k), transposed(&b, k, n));
+        for way in Products::all() {
+            let (low, high, scale) = plain(way, [m, n, k], &a, &b);
+            let run = |a: Matrix, b: Matrix| {
+                let mut c = vec![f32::NAN; m * n];
+                gemm_at(way, [m, n, k], &a, &b, &mut c, no_epilogue);
+                c
+            };
+            let what = format!("{m}x{n}x{k} {way:?}");
+            let (am, bm) = (Matrix::new(&a, m, k), Matrix::new(&b, k, n));
+            let c = same_bits_for_1_and_2_threads(|| run(am, bm));
+            assert_close(&c, &low, &high, &scale, &what);
+            let from_transposed = run(Matrix::new(&at, k, m).t(), Matrix::new(&bt, n, k).t());
+            assert_eq!(c, from_transposed, "{what}: strides must not change the result");
+        }
+    }
+
     #[test]
     fn every_way_and_shape_matches_plain_loops() {
         let shapes = [
@@ -232,22 +253,16 @@ mod tests {
             (200, 131, 111),
         ];
         for (m, n, k) in shapes {
-            let (a, b) = (random(m * k, 1), random(k * n, 2));
-            let (at, bt) = (transposed(&a, m, k), transposed(&b, k, n));
-            for way in Products::all() {
-                let (low, high, scale) = plain(way, [m, n, k], &a, &b);
-                let run = |a: Matrix, b: Matrix| {
-                    let mut c = vec![f32::NAN; m * n];
-                    gemm_at(way, [m, n, k], &a, &b, &mut c, no_epilogue);
-                    c
-                };
-                let what = format!("{m}x{n}x{k} {way:?}");
-                let (am, bm) = (Matrix::new(&a, m, k), Matrix::new(&b, k, n));
-                let c = same_bits_for_1_and_2_threads(|| run(am, bm));
-                assert_close(&c, &low, &high, &scale, &what);
-                let from_transposed = run(Matrix::new(&at, k, m).t(), Matrix::new(&bt, n, k).t());
-                assert_eq!(c, from_transposed, "{what}: strides must not change the result");
-            }
+            judge([m, n, k]);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(shapes(24))]
+        #[test]
+        fn any_shape_matches_plain_loops(m in channels(), n in channels(), k in channels(), rows in 1..5_usize) {
+            prop_assume!(rows * m * n * k <= 400_000);
+            judge([rows * m, n, k]);
         }
     }
 

@@ -20,8 +20,17 @@
 //!   fixed order. Another SIMD level may round differently.
 //! * **Outputs are overwritten**, never read first: they may hold NaN on entry.
 //!
-//! Two variables force what is otherwise chosen, so that all of it can be tested on one machine: `GRAD_SIMD` the level
-//! ([`mod@simd`]), `GRAD_CONV` how convolutions are computed ([`ConvChoice`]).
+//! Three variables force what is otherwise chosen, so that all of it can be tested on one machine; a value that this
+//! machine cannot honour is an error of the program, and `grad doctor` says what is taken.
+//!
+//! | variable | values | forces |
+//! |---|---|---|
+//! | `GRAD_SIMD` | `avx512`, `avx2`, `portable` | the vector level of every kernel ([`mod@simd`]) |
+//! | `GRAD_PRODUCTS` | `fma`, `avx512bf16`, `amx`; in tests `amx-model` | what multiplies coarser factors than f32 ([`mod@products`]) |
+//! | `GRAD_CONV` | `direct`, `winograd` | how dense convolutions are computed ([`ConvChoice`]) |
+//!
+//! CI runs the numerical tests under each. The unit tests of the kernels run every variant that the machine has, whatever
+//! is forced, on tables of shapes and on drawn ones; `PROPTEST_CASES` asks for more of those, `PROPTEST_RNG_SEED` for others.
 //!
 //! Slices of a length that does not fit the given sizes are a bug of the caller and panic.
 
@@ -39,7 +48,7 @@ pub mod products;
 pub mod rows;
 pub mod simd;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod winograd;
 
 pub use conv::{ConvGeometry, conv2d_backward_input, conv2d_backward_weight, conv2d_forward};

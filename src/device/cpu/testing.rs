@@ -1,4 +1,7 @@
-//! What the tests of the kernels share: random data, tolerances from f64 truth, runs on 1 and 2 threads.
+//! What the tests of the kernels share: random data, drawn shapes, tolerances from f64 truth, runs on 1 and 2 threads.
+
+use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
 use super::bf16::rounded;
 use super::products::Products;
@@ -41,4 +44,28 @@ pub fn same_bits_for_1_and_2_threads<T: PartialEq + std::fmt::Debug + Send>(f: i
     let (one, two) = (on(1), on(2));
     assert!(one == two, "the result depends on the number of threads");
     one
+}
+
+/// `cases` drawn shapes, the same in every run: what fails, fails again. `PROPTEST_CASES` asks for more of them, and
+/// `PROPTEST_RNG_SEED` for others.
+pub fn shapes(cases: u32) -> ProptestConfig {
+    let named = |variable: &str| std::env::var(variable).ok()?.parse::<u32>().ok();
+    let cases = named("PROPTEST_CASES").unwrap_or(cases);
+    ProptestConfig {
+        cases,
+        // Shapes that would take too long are drawn again.
+        max_global_rejects: cases.saturating_mul(50),
+        rng_seed: RngSeed::Fixed(named("PROPTEST_RNG_SEED").unwrap_or(0).into()),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
+/// A number of channels: few, and below, at and above what vectors, register tiles and blocks hold.
+pub fn channels() -> impl Strategy<Value = usize> {
+    prop_oneof![
+        3 => 1..20_usize,
+        3 => prop::sample::select(vec![1_usize, 3, 7, 8, 16, 31, 33, 48, 49, 65]),
+        1 => Just(433_usize),
+    ]
 }

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::super::testing::{random, same_bits_for_1_and_2_threads};
+use super::super::testing::{channels, random, same_bits_for_1_and_2_threads, shapes};
 use super::*;
 
 /// Calls `f(x index, w index, y index)` for every product of the definition.
@@ -90,7 +90,7 @@ impl Trial {
 
 #[test]
 fn all_passes_match_plain_loops_at_every_level() {
-    let shapes = [
+    let table = [
         // Odd widths, a map of one pixel, many channels, few.
         geometry([2, 5, 7, 7, 9], [1; 4]),
         geometry([1, 1, 1, 33, 49], [1; 4]),
@@ -102,22 +102,22 @@ fn all_passes_match_plain_loops_at_every_level() {
         // More rows of tiles than one stretch holds, and a picture that is cut between two.
         geometry([5, 30, 29, 3, 5], [1; 4]),
     ];
-    for g in shapes {
+    for g in table {
         assert!(fits(&g));
         Trial::new(g).judge();
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(shapes(24))]
     #[test]
     fn any_shape_matches_plain_loops(
-        sizes in (1..4usize, 1..14usize, 1..14usize, 1..20usize, 1..60usize),
-        pad in [0..4usize, 0..4usize, 0..4usize, 0..4usize],
+        (n, h, w) in (1..4_usize, 1..14_usize, 1..14_usize),
+        (ci, co) in (channels(), channels()),
+        pad in [0..4_usize, 0..4_usize, 0..4_usize, 0..4_usize],
     ) {
-        let (n, h, w, ci, co) = sizes;
         let g = geometry([n, h, w, ci, co], pad);
-        prop_assume!(fits(&g));
+        prop_assume!(fits(&g) && 9 * g.out_rows() * ci * co <= 1_000_000);
         Trial::new(g).judge();
     }
 }

@@ -133,7 +133,7 @@ impl Drop for Buffer {
 
 /// A fixed number of f64 values in memory of the same pool: sums that f32 would not hold.
 #[derive(Debug)]
-pub(crate) struct Doubles(Buffer);
+pub struct Doubles(Buffer);
 
 impl Doubles {
     /// `len` values of unspecified content, as [`Buffer::scratch`].

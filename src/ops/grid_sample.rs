@@ -15,6 +15,7 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::buffer::Buffer;
 use crate::device::cpu::{simd, simd_fn};
 use crate::device::cuda::{Gpu, GpuArg, GpuOut, Grid, SliceMut, Values, launch};
 use crate::error::Result;
@@ -186,31 +187,26 @@ impl Op for GridSample {
     fn cpu_backward(&self, x: &[Arg<f32>], _: &[&[f32]], dy: &[f32], dx: &mut [Option<&mut [f32]>]) {
         let s = Sizes::of(x);
         let [dgrid, dcoord] = dx else { unreachable!("infer accepts two inputs") };
-        let taps: Vec<[Tap<f32>; 4]> = x[1].data.chunks_exact(2).map(|c| taps(c, s.rows, s.cols)).collect();
         if let Some(dcoord) = dcoord {
-            dcoord.par_chunks_mut(2).zip(&taps).zip(dy.par_chunks(s.values)).for_each(|((d, taps), dy)| {
-                let mut sum = [0.0f64; 2];
-                for tap in taps {
-                    let Some(cell) = tap.cell else { continue };
-                    let cell = &x[0].data[cell * s.values..(cell + 1) * s.values];
-                    let dot = cell.chunks(SPAN).zip(dy.chunks(SPAN)).map(|(v, dy)| dot(v, dy)).sum::<f64>();
-                    sum[0] += dot * f64::from(tap.slope[0]);
-                    sum[1] += dot * f64::from(tap.slope[1]);
-                }
-                (d[0], d[1]) = (sum[0] as f32, sum[1] as f32);
-            });
+            dcoord.par_chunks_mut(2).zip(x[1].data.par_chunks(2)).zip(dy.par_chunks(s.values)).for_each(
+                |((d, c), dy)| {
+                    let mut sum = [0.0f64; 2];
+                    for tap in taps(c, s.rows, s.cols) {
+                        let Some(cell) = tap.cell else { continue };
+                        let cell = &x[0].data[cell * s.values..(cell + 1) * s.values];
+                        let dot = cell.chunks(SPAN).zip(dy.chunks(SPAN)).map(|(v, dy)| dot(v, dy)).sum::<f64>();
+                        sum[0] += dot * f64::from(tap.slope[0]);
+                        sum[1] += dot * f64::from(tap.slope[1]);
+                    }
+                    (d[0], d[1]) = (sum[0] as f32, sum[1] as f32);
+                },
+            );
         }
         let Some(dgrid) = dgrid else { return };
-        // Which points read a cell, in their order.
-        let mut readers: Vec<Vec<(usize, f32)>> = vec![vec![]; s.rows * s.cols];
-        for (m, tap) in taps.iter().enumerate().flat_map(|(m, taps)| taps.iter().map(move |t| (m, t))) {
-            if let Some(cell) = tap.cell {
-                readers[cell].push((m, tap.weight));
-            }
-        }
+        let readers = Readers::new(x[1].data, &s);
         let gather = |cell: usize, from: usize, d: &mut [f32]| {
             d.fill(0.0);
-            for &(m, weight) in &readers[cell] {
+            for (m, weight) in readers.of(cell) {
                 add_scaled(simd(), &dy[m * s.values + from..][..d.len()], weight, d);
             }
         };
@@ -339,6 +335,47 @@ impl Op for GridSample {
             (GridSample {}, vec![grid, [4, 3].into()], "coord must be"),
             (GridSample {}, vec![[2, 2, 3, 4, 5].into(), [2, 3, 4, 2].into()], "dimensions"),
         ]
+    }
+}
+
+/// Which points read a cell and with what weight, in the order of the points.
+struct Readers {
+    /// Where the readers of each cell end, and those of the next begin: numbers as bits, in recycled memory.
+    ends: Buffer,
+    points: Buffer,
+    weights: Buffer,
+}
+
+impl Readers {
+    fn new(coord: &[f32], s: &Sizes) -> Self {
+        let mut ends = Buffer::filled(s.rows * s.cols, 0.0);
+        let [mut points, mut weights] = [(); 2].map(|()| Buffer::scratch(4 * s.points));
+        let at: &mut [u32] = bytemuck::cast_slice_mut(&mut ends);
+        let read = |m: usize| taps(&coord[2 * m..2 * m + 2], s.rows, s.cols).into_iter();
+        for cell in (0..s.points).flat_map(read).filter_map(|tap| tap.cell) {
+            at[cell] += 1;
+        }
+        // From numbers of readers to where those of each cell begin; filling moves these to where they end.
+        let mut begin = 0;
+        for at in at.iter_mut() {
+            (*at, begin) = (begin, begin + *at);
+        }
+        let points_of: &mut [u32] = bytemuck::cast_slice_mut(&mut points);
+        for (m, tap) in (0..s.points).flat_map(|m| read(m).map(move |tap| (m, tap))) {
+            if let Some(cell) = tap.cell {
+                let to = at[cell] as usize;
+                (points_of[to], weights[to]) = (m as u32, tap.weight);
+                at[cell] += 1;
+            }
+        }
+        Readers { ends, points, weights }
+    }
+
+    fn of(&self, cell: usize) -> impl Iterator<Item = (usize, f32)> {
+        let ends: &[u32] = bytemuck::cast_slice(&self.ends);
+        let points: &[u32] = bytemuck::cast_slice(&self.points);
+        let begin = if cell == 0 { 0 } else { ends[cell - 1] };
+        (begin as usize..ends[cell] as usize).map(|i| (points[i] as usize, self.weights[i]))
     }
 }
 

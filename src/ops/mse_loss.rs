@@ -6,6 +6,7 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::buffer::Doubles;
 use crate::device::cpu;
 use crate::device::cuda::{Gpu, GpuArg, GpuOut, Grid, Values, launch};
 use crate::error::Result;
@@ -65,9 +66,10 @@ impl Op for MseLoss {
     }
 
     fn cpu_forward(&self, x: &[Arg<f32>], y: &mut [&mut [f32]]) {
-        let sum = |(a, b): (&[f32], &[f32])| a.iter().zip(b).map(|(&a, &b)| f64::from(a - b).powi(2)).sum::<f64>();
-        let partial: Vec<f64> =
-            x[0].data.par_chunks(cpu::CHUNK).zip(x[1].data.par_chunks(cpu::CHUNK)).map(sum).collect();
+        let [a, b] = [x[0].data, x[1].data];
+        let mut partial = Doubles::scratch(a.len().div_ceil(cpu::CHUNK));
+        let chunks = a.par_chunks(cpu::CHUNK).zip(b.par_chunks(cpu::CHUNK)).zip(&mut partial[..]);
+        chunks.for_each(|((a, b), sum)| *sum = a.iter().zip(b).map(|(&a, &b)| f64::from(a - b).powi(2)).sum());
         let other = x.get(2).map_or(0.0, |other| f64::from(other.data[0]));
         y[0][0] = (partial.iter().sum::<f64>() / x[0].data.len() as f64 + other) as f32;
     }

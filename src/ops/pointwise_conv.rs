@@ -6,7 +6,7 @@
 //! `dz = dy · act'(z)`, `dx = dz · wᵀ`, `dw = xᵀ · dz`, `dbias = Σ dz`. With an activation, z is computed again: such
 //! layers are the frozen backbone, which is never differentiated, and the small coordinate networks.
 
-use std::borrow::Cow;
+use std::ops::Deref;
 
 use serde::{Deserialize, Serialize};
 
@@ -293,20 +293,36 @@ pub(super) fn defined_through_activation<T: Real>(act: Kind, dy: &[T], forward: 
 }
 
 /// `dz = dy · act'(z)`, fast; without an activation dy itself. `forward` computes z.
-pub(super) fn through_activation(act: Kind, dy: &[f32], forward: impl FnOnce(&mut [f32])) -> Cow<'_, [f32]> {
+pub(super) fn through_activation(act: Kind, dy: &[f32], forward: impl FnOnce(&mut [f32])) -> Gradient<'_> {
     if act == Kind::Identity {
-        return Cow::Borrowed(dy);
+        return Gradient::Given(dy);
     }
-    let (mut z, mut dz) = (Buffer::scratch(dy.len()), vec![0.0; dy.len()]);
+    let [mut z, mut dz] = [(); 2].map(|()| Buffer::scratch(dy.len()));
     forward(&mut z);
     activation_backward(act, &z, dy, &mut dz);
-    Cow::Owned(dz)
+    Gradient::Made(dz)
+}
+
+/// What [`through_activation`] found.
+pub(super) enum Gradient<'a> {
+    Given(&'a [f32]),
+    Made(Buffer),
+}
+
+impl Deref for Gradient<'_> {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        match self {
+            Gradient::Given(dy) => dy,
+            Gradient::Made(dz) => dz,
+        }
+    }
 }
 
 /// Sum over all positions of each channel of dz.
 pub(super) fn bias_gradient(dz: &[f32], dbias: &mut [f32]) {
     let sums = cpu::column_sums(dz, dbias.len());
-    dbias.iter_mut().zip(sums).for_each(|(d, s)| *d = s as f32);
+    dbias.iter_mut().zip(&sums[..]).for_each(|(d, &s)| *d = s as f32);
 }
 
 /// Up to so many outputs have kernels of their own, see `kernels/pointwise_conv.cu`.

@@ -6,6 +6,8 @@ use rayon::prelude::*;
 use std::cell::Cell;
 use std::ops::Range;
 
+use crate::buffer::Doubles;
+
 /// About how many floats one task should touch: large against the cost of a task, small against the L2 cache.
 const TASK_FLOATS: usize = 32 * 1024;
 
@@ -73,30 +75,29 @@ pub fn par_rows(data: &mut [f32], width: usize, min_rows: usize, f: impl Fn(usiz
 ///
 /// # Panics
 /// If `x` is not a whole number of rows.
-pub fn column_sums(x: &[f32], c: usize) -> Vec<f64> {
+pub fn column_sums(x: &[f32], c: usize) -> Doubles {
     if c == 0 || x.is_empty() {
-        return vec![0.0; c];
+        return Doubles::zeros(c);
     }
     assert!(x.len().is_multiple_of(c), "column_sums: {} floats, rows of {c}", x.len());
     let block = rows_per_task(c).max(64) * c;
-    let sum = |rows: &[f32]| {
-        let mut sums = vec![0.0f64; c];
+    let sum = |(rows, sums): (&[f32], &mut [f64])| {
+        sums.fill(0.0);
         for row in rows.chunks_exact(c) {
             sums.iter_mut().zip(row).for_each(|(s, &v)| *s += f64::from(v));
         }
-        sums
     };
-    let partials: Vec<_> = if x.len() <= block { vec![sum(x)] } else { x.par_chunks(block).map(sum).collect() };
-    add_in_order(partials)
-}
-
-/// Adds vectors of equal length, first to last.
-fn add_in_order(mut partials: Vec<Vec<f64>>) -> Vec<f64> {
-    let (first, rest) = partials.split_first_mut().expect("at least one block of rows");
-    for partial in rest {
-        first.iter_mut().zip(partial.iter()).for_each(|(s, v)| *s += v);
+    let mut partials = Doubles::scratch(x.len().div_ceil(block) * c);
+    if x.len() <= block {
+        sum((x, &mut partials));
+        return partials;
     }
-    std::mem::take(first)
+    x.par_chunks(block).zip(partials.par_chunks_mut(c)).for_each(sum);
+    let mut total = Doubles::zeros(c);
+    for partial in partials.chunks_exact(c) {
+        total.iter_mut().zip(partial).for_each(|(s, v)| *s += v);
+    }
+    total
 }
 
 /// `f(index, chunk)` on every chunk of `size` floats, over threads if `parallel`.
@@ -164,7 +165,7 @@ mod tests {
     fn column_sums_are_right_and_reproducible() {
         for (rows, c) in [(1, 1), (1000, 433), (5000, 7), (3, 0), (0, 4)] {
             let x = random(rows * c, 3);
-            let sums = same_bits_for_1_and_2_threads(|| column_sums(&x, c));
+            let sums = same_bits_for_1_and_2_threads(|| column_sums(&x, c).to_vec());
             assert_eq!(sums.len(), c);
             for (j, &s) in sums.iter().enumerate() {
                 let want: f64 = (0..rows).map(|i| f64::from(x[i * c + j])).sum();

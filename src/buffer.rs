@@ -160,6 +160,35 @@ impl DerefMut for Doubles {
     }
 }
 
+/// A fixed number of indices in memory of the same pool.
+#[derive(Debug)]
+pub(crate) struct Indices(Buffer);
+
+impl Indices {
+    /// `len` indices of unspecified value, as [`Buffer::scratch`].
+    pub fn scratch(len: usize) -> Self {
+        Indices(Buffer::scratch(len))
+    }
+
+    /// `len` zeros.
+    pub fn zeros(len: usize) -> Self {
+        Indices(Buffer::filled(len, 0.0))
+    }
+}
+
+impl Deref for Indices {
+    type Target = [u32];
+    fn deref(&self) -> &[u32] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+impl DerefMut for Indices {
+    fn deref_mut(&mut self) -> &mut [u32] {
+        bytemuck::cast_slice_mut(&mut self.0)
+    }
+}
+
 /// Gives all idle memory back to the operating system.
 pub fn trim() {
     if let Ok(mut idle) = IDLE.lock() {

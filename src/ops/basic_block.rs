@@ -17,7 +17,7 @@ use super::composed::{Defined, Fast, Links, between};
 use super::{BatchNorm, Conv2d, Kind, Statistics};
 use crate::device::cuda::{Gpu, GpuArg, GpuOut, Values};
 use crate::error::Result;
-use crate::op::{Arg, Case, Op, expect_inputs, expect_nhwc, expect_shape, refuse};
+use crate::op::{Arg, Case, List, Op, expect_inputs, expect_nhwc, expect_shape, refuse};
 use crate::real::Real;
 use crate::shape::Shape;
 
@@ -74,7 +74,7 @@ impl BasicBlock {
 impl Op for BasicBlock {
     const NAME: &'static str = "basic_block";
 
-    fn infer(&self, x: &[Shape]) -> Result<Vec<Shape>> {
+    fn infer(&self, x: &[Shape]) -> Result<List<Shape>> {
         expect_inputs::<Self>(x, &[7])?;
         let (n, h, w, c) = expect_nhwc::<Self>("x", x[0])?;
         let (kernel, channels) = ([3, 3, c, c], [c]);
@@ -94,7 +94,7 @@ impl Op for BasicBlock {
             return refuse::<Self, _>(format!("{} cannot be normalised in {g} ghost groups", x[0]));
         }
         let statistics = Shape::from([g, c]);
-        Ok([[x[0]; 3].as_slice(), &[statistics; 4]].concat())
+        Ok([x[0]; 3].into_iter().chain([statistics; 4]).collect())
     }
 
     fn differentiable(&self, _: usize) -> bool {

@@ -26,7 +26,7 @@ use crate::buffer::Buffer;
 use crate::device::cpu::{self, Matrix, blocked_sums, simd, simd_fn};
 use crate::device::cuda::{Gpu, GpuArg, GpuOut, Values};
 use crate::error::Result;
-use crate::op::{Arg, Case, Op, expect_inputs, expect_nhwc, expect_shape, refuse};
+use crate::op::{Arg, Case, List, Op, expect_inputs, expect_nhwc, expect_shape, list, refuse};
 use crate::real::Real;
 use crate::shape::Shape;
 
@@ -223,7 +223,7 @@ impl<'a> Gate<'a, f32> {
 impl Op for BatchNormSqueezeExcite {
     const NAME: &'static str = "batch_norm_squeeze_excite";
 
-    fn infer(&self, x: &[Shape]) -> Result<Vec<Shape>> {
+    fn infer(&self, x: &[Shape]) -> Result<List<Shape>> {
         expect_inputs::<Self>(x, &[if self.statistics == Statistics::Batch { 5 } else { 7 }])?;
         let (n, h, w, c) = expect_nhwc::<Self>("x", x[0])?;
         expect_shape::<Self>("gamma", x[1], [c])?;
@@ -237,7 +237,7 @@ impl Op for BatchNormSqueezeExcite {
         if groups == 0 || groups > n || h * w == 0 {
             return refuse::<Self, _>(format!("{} cannot be normalised in {groups} ghost groups", x[0]));
         }
-        Ok(vec![x[0], [groups, c].into(), [groups, c].into(), [n, c].into()])
+        Ok(list([x[0], [groups, c].into(), [groups, c].into(), [n, c].into()]))
     }
 
     fn differentiable(&self, i: usize) -> bool {

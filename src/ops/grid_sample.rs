@@ -15,11 +15,12 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::readers::Readers;
 use crate::buffer::Buffer;
 use crate::device::cpu::{simd, simd_fn};
 use crate::device::cuda::{Gpu, GpuArg, GpuOut, Grid, SliceMut, Values, launch};
 use crate::error::Result;
-use crate::op::{Arg, Case, Op, expect_inputs, refuse};
+use crate::op::{Arg, Case, List, Op, expect_inputs, list, refuse};
 use crate::real::Real;
 use crate::shape::Shape;
 
@@ -103,7 +104,7 @@ mod kernel {
 impl Op for GridSample {
     const NAME: &'static str = "grid_sample";
 
-    fn infer(&self, x: &[Shape]) -> Result<Vec<Shape>> {
+    fn infer(&self, x: &[Shape]) -> Result<List<Shape>> {
         expect_inputs::<Self>(x, &[2])?;
         let (grid, coord) = (x[0], x[1]);
         if grid.len() < 3 || grid.numel() == 0 {
@@ -112,11 +113,10 @@ impl Op for GridSample {
         if coord.channels() != 2 || coord.len() < 2 {
             return refuse::<Self, _>(format!("coord must be [.., 2], got {coord}"));
         }
-        let sizes: Vec<usize> = coord[..coord.len() - 1].iter().chain(&grid[2..]).copied().collect();
-        if sizes.len() > crate::shape::MAX_RANK {
+        let Some(read) = Shape::joined(&coord[..coord.len() - 1], &grid[2..]) else {
             return refuse::<Self, _>(format!("reading {grid} at {coord} has too many dimensions"));
-        }
-        Ok(vec![Shape::new(&sizes)])
+        };
+        Ok(list([read]))
     }
 
     fn differentiable(&self, _: usize) -> bool {
@@ -203,11 +203,14 @@ impl Op for GridSample {
             );
         }
         let Some(dgrid) = dgrid else { return };
-        let readers = Readers::new(x[1].data, &s);
+        let read = || x[1].data.chunks_exact(2).flat_map(|coord| taps(coord, s.rows, s.cols));
+        let mut weights = Buffer::scratch(4 * s.points);
+        weights.iter_mut().zip(read()).for_each(|(weight, tap)| *weight = tap.weight);
+        let readers = Readers::new(s.rows * s.cols, weights.len(), read().map(|tap| tap.cell));
         let gather = |cell: usize, from: usize, d: &mut [f32]| {
             d.fill(0.0);
-            for (m, weight) in readers.of(cell) {
-                add_scaled(simd(), &dy[m * s.values + from..][..d.len()], weight, d);
+            for tap in readers.of(cell) {
+                add_scaled(simd(), &dy[tap / 4 * s.values + from..][..d.len()], weights[tap], d);
             }
         };
         dgrid.par_chunks_mut(s.values).enumerate().for_each(|(cell, d)| {
@@ -335,47 +338,6 @@ impl Op for GridSample {
             (GridSample {}, vec![grid, [4, 3].into()], "coord must be"),
             (GridSample {}, vec![[2, 2, 3, 4, 5].into(), [2, 3, 4, 2].into()], "dimensions"),
         ]
-    }
-}
-
-/// Which points read a cell and with what weight, in the order of the points.
-struct Readers {
-    /// Where the readers of each cell end, and those of the next begin: numbers as bits, in recycled memory.
-    ends: Buffer,
-    points: Buffer,
-    weights: Buffer,
-}
-
-impl Readers {
-    fn new(coord: &[f32], s: &Sizes) -> Self {
-        let mut ends = Buffer::filled(s.rows * s.cols, 0.0);
-        let [mut points, mut weights] = [(); 2].map(|()| Buffer::scratch(4 * s.points));
-        let at: &mut [u32] = bytemuck::cast_slice_mut(&mut ends);
-        let read = |m: usize| taps(&coord[2 * m..2 * m + 2], s.rows, s.cols).into_iter();
-        for cell in (0..s.points).flat_map(read).filter_map(|tap| tap.cell) {
-            at[cell] += 1;
-        }
-        // From numbers of readers to where those of each cell begin; filling moves these to where they end.
-        let mut begin = 0;
-        for at in at.iter_mut() {
-            (*at, begin) = (begin, begin + *at);
-        }
-        let points_of: &mut [u32] = bytemuck::cast_slice_mut(&mut points);
-        for (m, tap) in (0..s.points).flat_map(|m| read(m).map(move |tap| (m, tap))) {
-            if let Some(cell) = tap.cell {
-                let to = at[cell] as usize;
-                (points_of[to], weights[to]) = (m as u32, tap.weight);
-                at[cell] += 1;
-            }
-        }
-        Readers { ends, points, weights }
-    }
-
-    fn of(&self, cell: usize) -> impl Iterator<Item = (usize, f32)> {
-        let ends: &[u32] = bytemuck::cast_slice(&self.ends);
-        let points: &[u32] = bytemuck::cast_slice(&self.points);
-        let begin = if cell == 0 { 0 } else { ends[cell - 1] };
-        (begin as usize..ends[cell] as usize).map(|i| (points[i] as usize, self.weights[i]))
     }
 }
 

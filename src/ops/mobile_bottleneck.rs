@@ -20,7 +20,7 @@ use super::composed::{Defined, Links, between};
 use super::{BatchNorm, BatchNormSqueezeExcite, DepthwiseConv2d, Kind, PointwiseConv, Statistics};
 use crate::device::cuda::{Gpu, GpuArg, GpuOut, Values};
 use crate::error::Result;
-use crate::op::{Arg, Case, Op, expect_inputs, expect_nhwc, expect_shape, refuse};
+use crate::op::{Arg, Case, List, Op, expect_inputs, expect_nhwc, expect_shape, refuse};
 use crate::real::Real;
 use crate::shape::Shape;
 
@@ -102,7 +102,7 @@ fn arg<T>(shape: Shape, data: &[T]) -> Arg<'_, T> {
 impl Op for MobileBottleneck {
     const NAME: &'static str = "mobile_bottleneck";
 
-    fn infer(&self, x: &[Shape]) -> Result<Vec<Shape>> {
+    fn infer(&self, x: &[Shape]) -> Result<List<Shape>> {
         expect_inputs::<Self>(x, &[12])?;
         let (n, h, w, c) = expect_nhwc::<Self>("x", x[0])?;
         let (e, s) = (x[1].channels(), x[7].channels());
@@ -128,7 +128,7 @@ impl Op for MobileBottleneck {
         }
         let wide = x[0].with_channels(e);
         let statistics = [[g, e], [g, e], [g, e], [g, e], [g, c], [g, c], [n, e]].map(Shape::from);
-        Ok([&[x[0], wide, wide, x[0]], &statistics[..]].concat())
+        Ok([x[0], wide, wide, x[0]].into_iter().chain(statistics).collect())
     }
 
     fn differentiable(&self, _: usize) -> bool {

@@ -10,7 +10,7 @@ use crate::buffer::Doubles;
 use crate::device::cpu;
 use crate::device::cuda::{Gpu, GpuArg, GpuOut, Grid, Values, launch};
 use crate::error::Result;
-use crate::op::{Arg, Case, Op, expect_inputs, expect_shape, refuse};
+use crate::op::{Arg, Case, List, Op, expect_inputs, expect_shape, list, refuse};
 use crate::real::Real;
 use crate::shape::Shape;
 
@@ -24,7 +24,7 @@ const PART: usize = 8192;
 impl Op for MseLoss {
     const NAME: &'static str = "mse_loss";
 
-    fn infer(&self, x: &[Shape]) -> Result<Vec<Shape>> {
+    fn infer(&self, x: &[Shape]) -> Result<List<Shape>> {
         expect_inputs::<Self>(x, &[2, 3])?;
         expect_shape::<Self>("b", x[1], x[0])?;
         if let Some(other) = x.get(2) {
@@ -33,7 +33,7 @@ impl Op for MseLoss {
         if x[0].numel() == 0 {
             return refuse::<Self, _>("the mean over nothing is undefined");
         }
-        Ok(vec![[1].into()])
+        Ok(list([[1].into()]))
     }
 
     fn differentiable(&self, i: usize) -> bool {

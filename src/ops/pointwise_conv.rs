@@ -18,7 +18,7 @@ use crate::device::cuda::{
     sum_in_slabs, wgmma,
 };
 use crate::error::Result;
-use crate::op::{Arg, Case, Op, expect_inputs, expect_shape, refuse};
+use crate::op::{Arg, Case, List, Op, expect_inputs, expect_shape, list, refuse};
 use crate::real::Real;
 use crate::shape::Shape;
 use crate::storage::Storage;
@@ -98,7 +98,7 @@ impl PointwiseConv {
 impl Op for PointwiseConv {
     const NAME: &'static str = "pointwise_conv";
 
-    fn infer(&self, x: &[Shape]) -> Result<Vec<Shape>> {
+    fn infer(&self, x: &[Shape]) -> Result<List<Shape>> {
         expect_inputs::<Self>(x, &[2, 3])?;
         if x[0].len() < 2 || x[0].channels() == 0 || x[1].numel() == 0 {
             return refuse::<Self, _>(format!(
@@ -111,7 +111,7 @@ impl Op for PointwiseConv {
         if let Some(bias) = x.get(2) {
             expect_shape::<Self>("bias", *bias, [b])?;
         }
-        Ok(vec![x[0].with_channels(b)])
+        Ok(list([x[0].with_channels(b)]))
     }
 
     fn differentiable(&self, _: usize) -> bool {

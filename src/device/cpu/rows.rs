@@ -109,6 +109,37 @@ pub(super) fn chunks(parallel: bool, data: &mut [f32], size: usize, f: impl Fn(u
     }
 }
 
+/// `f(i, part i of each array)` for `i` in `range`, over threads. Part i begins `start(i) - start(range.start)` floats into
+/// its array and ends where the next begins. Arrays are halved on the way, so nothing is listed.
+pub(super) fn par_parts<const N: usize>(
+    range: Range<usize>,
+    mut arrays: [&mut [f32]; N],
+    start: &(impl Fn(usize) -> usize + Sync),
+    f: &(impl Fn(usize, [&mut [f32]; N]) + Sync),
+) {
+    match range.len() {
+        0 => {}
+        1 => f(range.start, arrays),
+        len => {
+            let middle = range.start + len / 2;
+            let at = start(middle) - start(range.start);
+            let first = arrays.each_mut().map(|array| array.split_off_mut(..at).expect("parts end within their array"));
+            let halves = [(range.start..middle, first), (middle..range.end, arrays)];
+            let [first, second] = halves.map(|(range, arrays)| || par_parts(range, arrays, start, f));
+            rayon::join(first, second);
+        }
+    }
+}
+
+/// The first `N` chunks of `size` floats.
+///
+/// # Panics
+/// If there are fewer.
+pub(super) fn first_chunks<const N: usize>(data: &mut [f32], size: usize) -> [&mut [f32]; N] {
+    let mut chunks = data.chunks_exact_mut(size);
+    std::array::from_fn(|_| chunks.next().expect("as many chunks as are asked for"))
+}
+
 /// One cache line, so that buffers start on one.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -158,6 +189,25 @@ mod tests {
                 }
             });
             assert!(data.iter().enumerate().all(|(i, &v)| v == (i / width) as f32));
+        }
+    }
+
+    #[test]
+    fn every_part_of_every_array_is_visited_once() {
+        // Part i has i + 1 floats.
+        let start = |i: usize| i * (i + 1) / 2;
+        for range in [0..0, 0..1, 3..4, 0..7, 2..13] {
+            let mut data = [(); 2].map(|()| vec![f32::NAN; start(range.end) - start(range.start)]);
+            par_parts(range.clone(), data.each_mut().map(|array| &mut array[..]), &start, &|i, parts| {
+                for (k, part) in parts.into_iter().enumerate() {
+                    assert!(part.len() == i + 1 && part.iter().all(|v| v.is_nan()));
+                    part.fill((2 * i + k) as f32);
+                }
+            });
+            for (k, array) in data.iter().enumerate() {
+                let expected = range.clone().flat_map(|i| vec![(2 * i + k) as f32; i + 1]);
+                assert_eq!(*array, expected.collect::<Vec<_>>());
+            }
         }
     }
 

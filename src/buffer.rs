@@ -133,7 +133,7 @@ impl Drop for Buffer {
 
 /// A fixed number of f64 values in memory of the same pool: sums that f32 would not hold.
 #[derive(Debug)]
-pub(crate) struct Doubles(Buffer);
+pub struct Doubles(Buffer);
 
 impl Doubles {
     /// `len` values of unspecified content, as [`Buffer::scratch`].
@@ -156,6 +156,35 @@ impl Deref for Doubles {
 
 impl DerefMut for Doubles {
     fn deref_mut(&mut self) -> &mut [f64] {
+        bytemuck::cast_slice_mut(&mut self.0)
+    }
+}
+
+/// A fixed number of indices in memory of the same pool.
+#[derive(Debug)]
+pub(crate) struct Indices(Buffer);
+
+impl Indices {
+    /// `len` indices of unspecified value, as [`Buffer::scratch`].
+    pub fn scratch(len: usize) -> Self {
+        Indices(Buffer::scratch(len))
+    }
+
+    /// `len` zeros.
+    pub fn zeros(len: usize) -> Self {
+        Indices(Buffer::filled(len, 0.0))
+    }
+}
+
+impl Deref for Indices {
+    type Target = [u32];
+    fn deref(&self) -> &[u32] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+impl DerefMut for Indices {
+    fn deref_mut(&mut self) -> &mut [u32] {
         bytemuck::cast_slice_mut(&mut self.0)
     }
 }

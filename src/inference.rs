@@ -27,7 +27,7 @@ use crate::model::{FoldedHead, HeadConfig};
 use crate::nn::{Params, shared};
 use crate::score::device::DeviceProtocol;
 use crate::score::{Protocol, Scored};
-use crate::storage::Storage;
+use crate::storage::{Shared, Storage};
 use crate::tensor::Tensor;
 
 pub use stages::{Laps, Stages};
@@ -239,7 +239,7 @@ struct Plan {
     batch: usize,
     protocol: Option<DeviceProtocol>,
     ways: Ways,
-    x: Arc<Storage>,
+    x: Shared,
     work: Repeated<Outputs>,
     found: [Download; 2],
     /// Made when maps are first asked for.
@@ -252,7 +252,7 @@ impl Plan {
         let values: usize = shape.iter().product();
         let mut x: DeviceVec<Real> = gpu.scratch(values)?;
         gpu.zero(&mut x.slice_mut())?;
-        let x = Arc::new(Storage::Reals(x));
+        let x = Shared::new(Storage::Reals(x));
         let input = Tensor::window(shape, x.clone(), 0);
         let work = Repeated::new(gpu, || on.work(pictures, &input, protocol))?;
         let found = work.left().found.shape().numel();
@@ -288,7 +288,7 @@ impl Plan {
 
     /// Starts the computation of what was fed, and the copies back.
     fn compute(&mut self, on: &Inference, slot: usize, maps: bool) -> Result<()> {
-        let x = Arc::get_mut(&mut self.x).ok_or_else(shared)?;
+        let x = self.x.get_mut().ok_or_else(shared)?;
         match &mut self.ways {
             Ways::Pictures(ways) => ways[slot].used(|bytes| on.input.prepare(bytes, x))?,
             Ways::Features(ways) => ways[slot].used(|values| on.gpu.copy(values, &mut x.values_mut().reals()))?,

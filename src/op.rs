@@ -5,15 +5,31 @@
 
 use std::fmt::Debug;
 
+use arrayvec::ArrayVec;
 use serde::de::DeserializeOwned;
 
 use crate::buffer::Buffer;
 use crate::device::cuda::{ElementKind, Gpu, GpuArg, GpuOut, Values};
 use crate::error::{Error, Result};
+use crate::ops::AnyOp;
 use crate::real::Real;
 use crate::shape::Shape;
 use crate::storage::Storage;
 use crate::tensor::Tensor;
+
+/// No op has more inputs, or more outputs.
+pub const MAX_ARGS: usize = 12;
+
+/// Something for each input or output of an op. It lies where it is held: running an op asks for no memory but its outputs.
+pub type List<T> = ArrayVec<T, MAX_ARGS>;
+
+/// These, as a [`List`].
+///
+/// # Panics
+/// If they are more than [`MAX_ARGS`].
+pub(crate) fn list<T, const N: usize>(items: [T; N]) -> List<T> {
+    items.into_iter().collect()
+}
 
 /// One input of an op: a shape and its values, contiguous, channels last.
 #[derive(Clone, Copy, Debug)]
@@ -27,12 +43,12 @@ pub struct Arg<'a, T> {
 /// A differentiable operation. Its fields are its attributes.
 ///
 /// The first output is the result. Further outputs are statistics: backward may read them, nothing flows back into them.
-pub trait Op: Clone + Debug + DeserializeOwned + Send + Sync + 'static {
+pub trait Op: Clone + Debug + DeserializeOwned + Into<AnyOp> + Send + Sync + 'static {
     /// File stem of the op, of its kernel and of its fixture.
     const NAME: &'static str;
 
     /// Shapes of the outputs. Every shape error of the op is raised here and nowhere else.
-    fn infer(&self, x: &[Shape]) -> Result<Vec<Shape>>;
+    fn infer(&self, x: &[Shape]) -> Result<List<Shape>>;
 
     /// Whether a gradient flows into input `i`.
     fn differentiable(&self, i: usize) -> bool;
@@ -116,24 +132,24 @@ impl<O> Case<O> {
 }
 
 /// Runs an op forward, where its inputs lie.
-pub(crate) fn forward<O: Op>(op: &O, x: &[&Tensor]) -> Result<Vec<Tensor>> {
-    let shapes: Vec<Shape> = x.iter().map(|t| t.shape()).collect();
+pub(crate) fn forward<O: Op>(op: &O, x: &[&Tensor]) -> Result<List<Tensor>> {
+    let shapes: List<Shape> = x.iter().map(|t| t.shape()).collect();
     let outputs = op.infer(&shapes)?;
-    let storages: Vec<Storage> = match device::<O>(x.iter().copied())? {
+    let storages: List<Storage> = match device::<O>(x.iter().copied())? {
         None => {
-            let args: Vec<Arg<f32>> = x.iter().map(|t| Arg { shape: t.shape(), data: t.data() }).collect();
-            let mut y: Vec<Buffer> = outputs.iter().map(|s| Buffer::scratch(s.numel())).collect();
-            op.cpu_forward(&args, &mut y.iter_mut().map(|b| &mut b[..]).collect::<Vec<_>>());
+            let args: List<Arg<f32>> = x.iter().map(|t| Arg { shape: t.shape(), data: t.data() }).collect();
+            let mut y: List<Buffer> = outputs.iter().map(|s| Buffer::scratch(s.numel())).collect();
+            op.cpu_forward(&args, &mut y.iter_mut().map(|b| &mut b[..]).collect::<List<_>>());
             y.into_iter().map(Storage::Host).collect()
         }
         Some(gpu) => {
             if let Some(i) = (0..x.len()).find(|&i| x[i].is_f32() != op.input_in_f32(i)) {
                 return refuse::<O, _>(format!("input {i} is stored in the wrong precision"));
             }
-            let args: Vec<GpuArg> = x.iter().map(|t| GpuArg { shape: t.shape(), data: t.values() }).collect();
+            let args: List<GpuArg> = x.iter().map(|t| GpuArg { shape: t.shape(), data: t.values() }).collect();
             let scratch = |(i, s): (usize, &Shape)| Storage::scratch(gpu, op.output_in_f32(i), s.numel());
-            let mut y = outputs.iter().enumerate().map(scratch).collect::<Result<Vec<_>>>()?;
-            op.cuda_forward(gpu, &args, &mut y.iter_mut().map(Storage::values_mut).collect::<Vec<_>>())?;
+            let mut y = outputs.iter().enumerate().map(scratch).collect::<Result<List<_>>>()?;
+            op.cuda_forward(gpu, &args, &mut y.iter_mut().map(Storage::values_mut).collect::<List<_>>())?;
             y
         }
     };
@@ -164,8 +180,8 @@ pub(crate) trait RecordedOp: Send + Sync {
         y: &[Option<&Tensor>],
         dy: &Storage,
         wanted: &[bool],
-        into: Vec<Option<GpuOut>>,
-    ) -> Result<Vec<Option<Storage>>>;
+        into: List<Option<GpuOut>>,
+    ) -> Result<List<Option<Storage>>>;
     fn define_forward(&self, x: &[Arg<f64>], y: &mut [&mut [f64]]);
     fn define_backward(&self, x: &[Arg<f64>], y: &[&[f64]], dy: &[f64], dx: &mut [Option<&mut [f64]>]);
 }
@@ -177,28 +193,27 @@ impl<O: Op> RecordedOp for O {
         y: &[Option<&Tensor>],
         dy: &Storage,
         wanted: &[bool],
-        into: Vec<Option<GpuOut>>,
-    ) -> Result<Vec<Option<Storage>>> {
+        into: List<Option<GpuOut>>,
+    ) -> Result<List<Option<Storage>>> {
         let shapes = x.iter().zip(wanted);
         let Some(gpu) = dy.gpu() else {
-            let args: Vec<Arg<f32>> =
+            let args: List<Arg<f32>> =
                 x.iter().map(|&(shape, t)| Arg { shape, data: t.map_or(&[], Tensor::data) }).collect();
-            let y: Vec<&[f32]> = y.iter().map(|t| t.map_or(&[][..], Tensor::data)).collect();
-            let mut dx: Vec<Option<Buffer>> =
+            let y: List<&[f32]> = y.iter().map(|t| t.map_or(&[][..], Tensor::data)).collect();
+            let mut dx: List<Option<Buffer>> =
                 shapes.map(|((s, _), wanted)| wanted.then(|| Buffer::scratch(s.numel()))).collect();
-            self.cpu_backward(&args, &y, dy.host(), &mut dx.iter_mut().map(|d| d.as_deref_mut()).collect::<Vec<_>>());
+            self.cpu_backward(&args, &y, dy.host(), &mut dx.iter_mut().map(|d| d.as_deref_mut()).collect::<List<_>>());
             return Ok(dx.into_iter().map(|d| d.map(Storage::Host)).collect());
         };
-        let args: Vec<GpuArg> = x.iter().map(|&(shape, t)| GpuArg { shape, data: values(t) }).collect();
-        let y: Vec<Values> = y.iter().map(|t| values(*t)).collect();
+        let args: List<GpuArg> = x.iter().map(|&(shape, t)| GpuArg { shape, data: values(t) }).collect();
+        let y: List<Values> = y.iter().map(|t| values(*t)).collect();
         let scratch = |(i, ((s, _), wanted)): (usize, (&Kept, &bool))| {
             let wanted = *wanted && into[i].is_none();
             wanted.then(|| Storage::scratch(gpu, self.input_in_f32(i), s.numel())).transpose()
         };
-        let mut dx = shapes.enumerate().map(scratch).collect::<Result<Vec<_>>>()?;
+        let mut dx = shapes.enumerate().map(scratch).collect::<Result<List<_>>>()?;
         let places = dx.iter_mut().zip(into).map(|(d, place)| place.or_else(|| d.as_mut().map(Storage::values_mut)));
-        let mut out: Vec<Option<GpuOut>> = places.collect();
-        self.cuda_backward(gpu, &args, &y, dy.values(0, dy.len()), &mut out)?;
+        self.cuda_backward(gpu, &args, &y, dy.values(0, dy.len()), &mut places.collect::<List<_>>())?;
         Ok(dx)
     }
     fn define_forward(&self, x: &[Arg<f64>], y: &mut [&mut [f64]]) {

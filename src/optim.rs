@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, Doubles};
 use crate::device::Device;
 use crate::device::cpu::{CHUNK, simd, simd_fn};
 use crate::error::Result;
@@ -72,7 +72,8 @@ impl AdamW {
         self.steps += 1;
         let squares = |g: &[f32]| g.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>();
         // Chunks of fixed size, added in order: the same bits for any number of threads.
-        let partial: Vec<f64> = grads.par_chunks(CHUNK).map(squares).collect();
+        let mut partial = Doubles::scratch(grads.len().div_ceil(CHUNK));
+        grads.par_chunks(CHUNK).zip(&mut partial[..]).for_each(|(g, sum)| *sum = squares(g));
         let norm = partial.iter().sum::<f64>().sqrt();
         let clip = (size.clip / (norm + CLIP_GUARD)).min(1.0) as f32;
         let (grids, trained) = (params.grid_range(), params.trained_range());

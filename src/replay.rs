@@ -67,7 +67,7 @@ impl Replay {
             let x = arguments(node, &constants, before);
             let mut y: Vec<&mut [f64]> = from[0].iter_mut().map(|y| &mut y[..]).collect();
             y.iter_mut().for_each(|y| y.fill(f64::NAN));
-            op.define_forward(&x, &mut y);
+            op.recorded().define_forward(&x, &mut y);
         }
     }
 
@@ -86,7 +86,7 @@ impl Replay {
             let mut dx: Vec<Option<Vec<f64>>> =
                 node.inputs.iter().map(|(s, id, _)| id.map(|_| vec![f64::NAN; s.numel()])).collect();
             let dy = std::mem::take(&mut grads[i]);
-            op.define_backward(&x, &y, &dy, &mut dx.iter_mut().map(Option::as_deref_mut).collect::<Vec<_>>());
+            op.recorded().define_backward(&x, &y, &dy, &mut dx.iter_mut().map(Option::as_deref_mut).collect::<Vec<_>>());
             for ((_, id, _), dx) in node.inputs.iter().zip(dx) {
                 if let (Some(id), Some(dx)) = (id, dx) {
                     grads[*id].iter_mut().zip(dx).for_each(|(g, d)| *g += d);

@@ -26,6 +26,15 @@ impl Shape {
         s
     }
 
+    /// The sizes of both, one after the other; `None` when they are more than [`MAX_RANK`].
+    pub fn joined(outer: &[usize], inner: &[usize]) -> Option<Self> {
+        let mut s = Shape { sizes: [1; MAX_RANK], rank: outer.len() + inner.len() };
+        let sizes = s.sizes.get_mut(..s.rank)?;
+        sizes[..outer.len()].copy_from_slice(outer);
+        sizes[outer.len()..].copy_from_slice(inner);
+        Some(s)
+    }
+
     /// Number of values.
     pub fn numel(&self) -> usize {
         self.iter().product()

@@ -1,12 +1,14 @@
 //! Where the values of a tensor lie: in host memory or on a device.
 
 use std::borrow::Cow;
-use std::ops::Range;
+use std::ops::{Deref, Range};
+use std::sync::{Arc, Mutex};
 
 use crate::buffer::Buffer;
 use crate::device::cpu;
 use crate::device::cuda::{DeviceVec, ElementKind, Gpu, Grid, Real, Values, ValuesMut, launch};
 use crate::error::{Error, Result};
+use crate::op::List;
 
 /// An owned array of values.
 #[derive(Debug)]
@@ -171,7 +173,7 @@ impl Storage {
     ///
     /// # Panics
     /// If the values are something else, a window reaches past the end, or two overlap.
-    pub fn windows_mut(&mut self, windows: &[Option<Range<usize>>]) -> Vec<Option<ValuesMut<'_>>> {
+    pub fn windows_mut(&mut self, windows: &[Option<Range<usize>>]) -> List<Option<ValuesMut<'_>>> {
         let Storage::Floats(all) = self else { panic!("the values are not f32 on a device") };
         all.parts_mut(windows).into_iter().map(|w| w.map(Into::into)).collect()
     }
@@ -215,6 +217,48 @@ impl Storage {
         match self {
             Storage::Host(b) => Ok(Cow::Borrowed(b)),
             _ => Ok(Cow::Owned(self.read(0, self.len())?.to_vec())),
+        }
+    }
+}
+
+/// Storage with several owners, which counts them in memory that is recycled as the values are: a training step makes hundreds.
+#[derive(Clone, Debug)]
+pub struct Shared(Option<Arc<Option<Storage>>>);
+
+/// Counts without a storage, each with one owner.
+static IDLE: Mutex<Vec<Arc<Option<Storage>>>> = Mutex::new(Vec::new());
+
+impl Shared {
+    /// Shares `storage`, with nobody yet.
+    pub fn new(storage: Storage) -> Self {
+        let idle = IDLE.lock().expect("no panic while the lock is held").pop();
+        let mut shared = Shared(Some(idle.unwrap_or_default()));
+        *shared.0.as_mut().and_then(Arc::get_mut).expect("an idle count has one owner") = Some(storage);
+        shared
+    }
+
+    /// The storage, to be changed; `None` while it has other owners.
+    pub fn get_mut(&mut self) -> Option<&mut Storage> {
+        Arc::get_mut(self.0.as_mut()?)?.as_mut()
+    }
+}
+
+impl Deref for Shared {
+    type Target = Storage;
+    fn deref(&self) -> &Storage {
+        self.0.as_deref().and_then(Option::as_ref).expect("present until the last owner drops it")
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let Some(mut count) = self.0.take() else { return };
+        // Of two owners that drop it at once neither may find itself the last: then the count is freed, not kept.
+        if let Some(storage) = Arc::get_mut(&mut count) {
+            drop(storage.take());
+            if let Ok(mut idle) = IDLE.lock() {
+                idle.push(count);
+            }
         }
     }
 }

@@ -1,14 +1,16 @@
 //! Reverse-mode differentiation: a tape that is a vector.
 //!
 //! Ops are pushed as they run, so the order of the vector is topological and the backward pass is a reverse loop.
-//! A tape is an explicit value: with [`Tape::off`] nothing is stored and intermediates free themselves.
+//! A tape is an explicit value: with [`Tape::off`] nothing is stored and intermediates free themselves. One that was played
+//! back is handed on blank, so the next recording of the same ops needs no memory that is not there.
 
 use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::error::{Error, Result};
-use crate::op::{Kept, Op, RecordedOp, forward};
+use crate::op::{Kept, List, Op, forward, list};
+use crate::ops::AnyOp;
 use crate::shape::Shape;
 use crate::storage::Storage;
 use crate::tensor::Tensor;
@@ -28,11 +30,18 @@ impl NodeId {
 }
 
 /// What an op left behind. A leaf has no op and is its own output.
+#[derive(Default)]
 pub(crate) struct Node {
-    pub op: Option<Box<dyn RecordedOp>>,
+    pub op: Option<AnyOp>,
     /// Shape of each input, its node, and its values where they are kept.
-    pub inputs: Vec<(Shape, Option<usize>, Option<Tensor>)>,
-    pub outputs: Vec<Option<Tensor>>,
+    pub inputs: List<(Shape, Option<usize>, Option<Tensor>)>,
+    pub outputs: List<Option<Tensor>>,
+    /// What has flowed back into its result so far.
+    gradient: Option<Storage>,
+    /// Of a leaf: where in the arena its gradient belongs.
+    place: Option<Range<usize>>,
+    /// Whether a first part of the gradient is in its place; `gradient` is to be added.
+    written: bool,
 }
 
 /// Which values a tape keeps.
@@ -76,7 +85,7 @@ impl Tape {
     /// Marks `t` as something a gradient is wanted for.
     pub fn leaf(&self, t: &Tensor) -> Tensor {
         let kept = (self.keep == Keep::All).then(|| t.clone());
-        self.push(t.clone(), Node { op: None, inputs: vec![], outputs: vec![kept] })
+        self.push(t.clone(), Node { outputs: list([kept]), ..Node::default() })
     }
 
     /// Runs `op` and returns its result.
@@ -85,14 +94,17 @@ impl Tape {
     }
 
     /// Runs `op` and returns its result followed by its statistics.
-    pub fn apply_all<O: Op>(&self, op: O, x: &[&Tensor]) -> Result<Vec<Tensor>> {
+    ///
+    /// # Panics
+    /// If the inputs are more than [`MAX_ARGS`](crate::op::MAX_ARGS).
+    pub fn apply_all<O: Op>(&self, op: O, x: &[&Tensor]) -> Result<List<Tensor>> {
         let mut y = forward(&op, x)?;
         // A replay computes everything again, what follows from constants alone included.
         let all = self.keep == Keep::All;
         if self.keep == Keep::Nothing || !all && x.iter().all(|t| t.node.is_none()) {
             return Ok(y);
         }
-        let mut inputs = Vec::with_capacity(x.len());
+        let mut inputs = List::new();
         for (i, t) in x.iter().enumerate() {
             if let Some(node) = t.node {
                 if node.tape != self.id {
@@ -109,7 +121,7 @@ impl Tape {
             inputs.push((t.shape(), t.node.map(|n| n.index), kept));
         }
         let outputs = y.iter().enumerate().map(|(i, t)| (all || op.reads_output(i)).then(|| t.clone())).collect();
-        y[0] = self.push(y[0].clone(), Node { op: Some(Box::new(op)), inputs, outputs });
+        y[0] = self.push(y[0].clone(), Node { op: Some(op.into()), inputs, outputs, ..Node::default() });
         Ok(y)
     }
 
@@ -127,46 +139,54 @@ impl Tape {
         (self.id, self.nodes.into_inner())
     }
 
+    /// The same tape without its recording, whose tensors it no longer knows.
+    fn blank(self) -> Self {
+        let mut nodes = self.nodes.into_inner();
+        nodes.clear();
+        Tape { nodes: nodes.into(), ..Self::keeping(self.keep) }
+    }
+
     /// Gradients of `loss` with respect to every leaf. Consumes the recording, freeing activations on the way.
     ///
     /// # Errors
     /// When `loss` is not a single value recorded on this tape, or a device fails.
-    pub fn backward(self, loss: &Tensor) -> Result<Gradients> {
-        self.run_backward(loss, vec![], None)
+    pub fn backward(mut self, loss: &Tensor) -> Result<Gradients> {
+        self.run_backward(loss, None)?;
+        Ok(Gradients { tape: self.id, nodes: self.nodes.into_inner() })
     }
 
     /// [`Self::backward`] that writes the gradients of `leaves` into `arena`, each at its place. Those of leaves that the
-    /// loss does not depend on are zero.
+    /// loss does not depend on are zero. Returns the tape, blank.
     ///
     /// # Errors
     /// As [`Self::backward`].
-    pub fn backward_into(self, loss: &Tensor, leaves: &[(&Tensor, Range<usize>)], arena: &mut Storage) -> Result<()> {
-        let mut places = vec![None; self.nodes.borrow().len()];
+    pub fn backward_into<'l>(
+        mut self,
+        loss: &Tensor,
+        leaves: impl IntoIterator<Item = (&'l Tensor, Range<usize>)>,
+        arena: &mut Storage,
+    ) -> Result<Self> {
+        let nodes = self.nodes.get_mut();
         for (leaf, place) in leaves {
-            let index = leaf.node.and_then(|node| node.on(self.id));
-            places[index.ok_or_else(foreign_leaf)?] = Some(place.clone());
+            let index = leaf.node.and_then(|node| node.on(self.id)).ok_or_else(foreign_leaf)?;
+            nodes[index].place = Some(place);
         }
         let on_device = arena.gpu().is_some();
-        let mut found = self.run_backward(loss, places, on_device.then_some(&mut *arena))?;
-        for (leaf, place) in leaves {
-            let index = leaf.node.and_then(|node| node.on(found.tape)).ok_or_else(foreign_leaf)?;
-            match (found.written[index], found.grads.get_mut(index).and_then(Option::take)) {
+        self.run_backward(loss, on_device.then_some(&mut *arena))?;
+        for Node { gradient, place, written, .. } in self.nodes.get_mut() {
+            let Some(place) = place else { continue };
+            match (*written, gradient.take()) {
                 (true, None) => {}
                 (true, Some(more)) => arena.add_at(place.start, &more)?,
                 (false, Some(all)) => arena.write(place.start, &all)?,
                 (false, None) => arena.write(place.start, &arena.filled_like(place.len(), 0.0)?)?,
             }
         }
-        Ok(())
+        Ok(self.blank())
     }
 
     /// The reverse loop. The first gradient of a node that has a place is written into the arena, where there is one.
-    fn run_backward(
-        self,
-        loss: &Tensor,
-        places: Vec<Option<Range<usize>>>,
-        mut arena: Option<&mut Storage>,
-    ) -> Result<Gradients> {
+    fn run_backward(&mut self, loss: &Tensor, mut arena: Option<&mut Storage>) -> Result<()> {
         let start = match loss.node {
             Some(n) if n.tape == self.id && loss.shape().numel() == 1 => n.index,
             _ => {
@@ -176,38 +196,38 @@ impl Tape {
                 });
             }
         };
-        let mut nodes = self.nodes.into_inner();
-        let mut grads: Vec<Option<Storage>> = nodes.iter().map(|_| None).collect();
-        let mut written = vec![false; nodes.len()];
-        grads[start] = Some(loss.filled(1.0)?);
-        nodes.truncate(start + 1);
-        while let Some(node) = nodes.pop() {
-            let (Some(op), Some(dy)) = (&node.op, &grads[nodes.len()]) else { continue };
-            let x: Vec<Kept> = node.inputs.iter().map(|(shape, _, t)| (*shape, t.as_ref())).collect();
-            let y: Vec<Option<&Tensor>> = node.outputs.iter().map(Option::as_ref).collect();
-            let wanted: Vec<bool> = node.inputs.iter().map(|(_, id, _)| id.is_some()).collect();
+        let nodes = self.nodes.get_mut();
+        nodes[start].gradient = Some(loss.filled(1.0)?);
+        for at in (0..nodes.len()).rev() {
+            // What an op read was recorded before it.
+            let (before, node) = nodes.split_at_mut(at);
+            let Node { op: Some(op), inputs, outputs, gradient, .. } = &mut node[0] else { continue };
+            let (inputs, outputs) = (std::mem::take(inputs), std::mem::take(outputs));
+            let Some(dy) = gradient.take() else { continue };
+            let x: List<Kept> = inputs.iter().map(|(shape, _, t)| (*shape, t.as_ref())).collect();
+            let y: List<Option<&Tensor>> = outputs.iter().map(Option::as_ref).collect();
+            let wanted: List<bool> = inputs.iter().map(|(_, id, _)| id.is_some()).collect();
             let mut place = |(_, id, _): &(Shape, Option<usize>, Option<Tensor>)| {
-                let id = id.filter(|id| arena.is_some() && !written[*id])?;
-                let place = places.get(id)?.clone()?;
-                written[id] = true;
-                Some(place)
+                let node = id.map(|id| &mut before[id]).filter(|node| arena.is_some() && !node.written)?;
+                node.written = node.place.is_some();
+                node.place.clone()
             };
-            let into: Vec<Option<Range<usize>>> = node.inputs.iter().map(&mut place).collect();
+            let into: List<Option<Range<usize>>> = inputs.iter().map(&mut place).collect();
             let into = match &mut arena {
                 Some(arena) if into.iter().any(Option::is_some) => arena.windows_mut(&into),
                 _ => into.iter().map(|_| None).collect(),
             };
-            let dx = op.backward(&x, &y, dy, &wanted, into)?;
-            grads[nodes.len()] = None;
-            for ((_, id, _), d) in node.inputs.iter().zip(dx) {
+            let dx = op.recorded().backward(&x, &y, &dy, &wanted, into)?;
+            drop(dy);
+            for ((_, id, _), d) in inputs.iter().zip(dx) {
                 let (Some(id), Some(d)) = (id, d) else { continue };
-                match &mut grads[*id] {
+                match &mut before[*id].gradient {
                     Some(sum) => sum.add_assign(&d)?,
                     first => *first = Some(d),
                 }
             }
         }
-        Ok(Gradients { tape: self.id, grads, written })
+        Ok(())
     }
 }
 
@@ -225,14 +245,12 @@ fn is_constant(nodes: &[Node], at: usize) -> bool {
 /// What [`Tape::backward`] found.
 pub struct Gradients {
     tape: u32,
-    grads: Vec<Option<Storage>>,
-    /// Which went to the arena instead.
-    written: Vec<bool>,
+    nodes: Vec<Node>,
 }
 
 impl Gradients {
     /// The gradient of a leaf, laid out as the leaf; `None` when the loss does not depend on it.
     pub fn of(&self, leaf: &Tensor) -> Option<&Storage> {
-        self.grads.get(leaf.node?.on(self.tape)?)?.as_ref()
+        self.nodes.get(leaf.node?.on(self.tape)?)?.gradient.as_ref()
     }
 }

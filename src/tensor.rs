@@ -1,12 +1,10 @@
 //! A shape and the values that fill it, shared and immutable once made.
 
-use std::sync::Arc;
-
 use crate::buffer::Buffer;
 use crate::device::cuda::{Gpu, Values};
 use crate::error::Result;
 use crate::shape::Shape;
-use crate::storage::Storage;
+use crate::storage::{Shared, Storage};
 use crate::tape::NodeId;
 
 /// Values of a [`Shape`], contiguous, channels last. Cloning shares the memory.
@@ -17,7 +15,7 @@ use crate::tape::NodeId;
 #[derive(Clone, Debug)]
 pub struct Tensor {
     shape: Shape,
-    storage: Arc<Storage>,
+    storage: Shared,
     offset: usize,
     /// Where the tape recorded it; `None` for a constant.
     pub(crate) node: Option<NodeId>,
@@ -39,7 +37,7 @@ impl Tensor {
     pub fn stored(shape: impl Into<Shape>, storage: Storage) -> Self {
         let shape = shape.into();
         assert_eq!(shape.numel(), storage.len(), "a tensor of shape {shape} needs {} values", shape.numel());
-        Tensor { shape, storage: Arc::new(storage), offset: 0, node: None }
+        Tensor { shape, storage: Shared::new(storage), offset: 0, node: None }
     }
 
     /// A tensor with a copy of `values`.
@@ -54,7 +52,7 @@ impl Tensor {
     ///
     /// # Panics
     /// If the window reaches past the buffer.
-    pub fn window(shape: impl Into<Shape>, storage: Arc<Storage>, offset: usize) -> Self {
+    pub fn window(shape: impl Into<Shape>, storage: Shared, offset: usize) -> Self {
         let shape = shape.into();
         assert!(offset + shape.numel() <= storage.len(), "window {shape} at {offset} reaches past {}", storage.len());
         Tensor { shape, storage, offset, node: None }

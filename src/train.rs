@@ -27,7 +27,7 @@ use crate::device::Device;
 use crate::device::cuda::Gpu;
 use crate::error::{Error, Result};
 use crate::model::{Head, HeadConfig};
-use crate::nn::{Context, Params};
+use crate::nn::{Context, Params, Spare};
 use crate::optim::{AdamW, StepSize};
 use crate::rng::Rng;
 use crate::storage::Storage;
@@ -118,6 +118,10 @@ pub struct Trainer {
     /// the same bits.
     pub graphs: bool,
     grads: Storage,
+    /// Room that every step fills anew: its record, the order of the pictures, what was found.
+    spare: Spare,
+    order: Vec<usize>,
+    reports: Vec<StepReport>,
     /// `None` on the CPU.
     on_device: Option<OnDevice>,
 }
@@ -140,7 +144,8 @@ impl Trainer {
     /// A head that was trained before, as a checkpoint holds it: in host memory.
     pub fn resume(head: Head, params: Params, optimiser: AdamW, config: TrainConfig, progress: Progress) -> Self {
         let grads = Storage::Host(Buffer::filled(params.trained_range().len(), 0.0));
-        Trainer { head, params, optimiser, config, progress, graphs: true, grads, on_device: None }
+        let (spare, order, reports) = Default::default();
+        Trainer { head, params, optimiser, config, progress, graphs: true, grads, spare, order, reports, on_device: None }
     }
 
     /// Moves it to another device, to go on there; where it is already, nothing is copied.
@@ -191,11 +196,11 @@ impl Trainer {
         images.div_ceil(self.config.batch)
     }
 
-    /// The order of the pictures in the current epoch.
-    fn order(&self, images: usize) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..images).collect();
-        Rng::new(self.config.seed, SHUFFLE_STREAM + self.progress.epoch as u64).shuffle(&mut order);
-        order
+    /// Sets the order of the pictures to that of the current epoch.
+    fn shuffle(&mut self, images: usize) {
+        self.order.clear();
+        self.order.extend(0..images);
+        Rng::new(self.config.seed, SHUFFLE_STREAM + self.progress.epoch as u64).shuffle(&mut self.order);
     }
 
     /// Noise for the local coordinates of this step, `[N, H, W, 2]`, in host memory; `None` when every coin says no.
@@ -224,7 +229,7 @@ impl Trainer {
     /// [`Error::Data`] when there is no picture or its features do not fit the head; [`Error::Config`] when the loss is
     /// not a number any more; what a device refuses.
     pub fn step(&mut self, features: &dyn FeatureSource) -> Result<StepReport> {
-        Ok(self.go(features, 1, None)?.remove(0))
+        Ok(self.go(features, 1, None)?[0].clone())
     }
 
     /// As many steps as can be done without the host: on a device those up to the end of the epoch, or as many as it does
@@ -233,7 +238,7 @@ impl Trainer {
     /// # Errors
     /// As [`Self::step`]. Of steps that a device did at once, those after the one that failed have been done too, so
     /// nothing of the trainer should be kept.
-    pub fn advance(&mut self, features: &dyn FeatureSource) -> Result<Vec<StepReport>> {
+    pub fn advance(&mut self, features: &dyn FeatureSource) -> Result<&[StepReport]> {
         let at_once = match self.kept() {
             Kept::OnDevice(_) if self.graphs => AT_ONCE,
             Kept::Streamed(_) if self.graphs => STREAMED_AT_ONCE,
@@ -247,35 +252,40 @@ impl Trainer {
     ///
     /// # Errors
     /// As [`Self::advance`].
-    pub fn timed(&mut self, features: &dyn FeatureSource, at_most: usize) -> Result<(Vec<StepReport>, f64)> {
+    pub fn timed(&mut self, features: &dyn FeatureSource, at_most: usize) -> Result<(&[StepReport], f64)> {
         let (mut seconds, started) = (0.0, Instant::now());
         let at_once = if self.on_device.is_some() { AT_ONCE } else { 1 };
-        let reports = self.go(features, at_once.min(at_most), Some(&mut seconds))?;
         let on_host = self.on_device.is_none();
+        let reports = self.go(features, at_once.min(at_most), Some(&mut seconds))?;
         Ok((reports, if on_host { started.elapsed().as_secs_f64() } else { seconds }))
     }
 
     /// Steps up to the end of the epoch, but at most so many.
-    fn go(&mut self, features: &dyn FeatureSource, at_most: usize, clock: Option<&mut f64>) -> Result<Vec<StepReport>> {
+    fn go(&mut self, features: &dyn FeatureSource, at_most: usize, clock: Option<&mut f64>) -> Result<&[StepReport]> {
         let started = Instant::now();
         if features.is_empty() {
             return Err(Error::data("training set", "it holds no picture", "add good pictures to train on"));
         }
         let count = at_most.min(self.steps_per_epoch(features.len()).saturating_sub(self.progress.step)).max(1);
-        let found = match self.on_device.take() {
-            None => vec![self.step_on_cpu(features)?],
+        self.reports.clear();
+        match self.on_device.take() {
+            None => {
+                let found = self.step_on_cpu(features)?;
+                self.report(features.len(), found, started.elapsed().as_secs_f64())?;
+            }
             Some(mut device) => {
                 let found = self.steps_on(&mut device, features, count, clock);
                 self.on_device = Some(device);
-                found?
+                let found = found?;
+                let seconds = started.elapsed().as_secs_f64() / found.len() as f64;
+                found.into_iter().try_for_each(|found| self.report(features.len(), found, seconds))?;
             }
-        };
-        let seconds = started.elapsed().as_secs_f64() / found.len() as f64;
-        found.into_iter().map(|[loss, norm]| self.report(features.len(), loss, norm, seconds)).collect()
+        }
+        Ok(&self.reports)
     }
 
     /// Counts a step that was done.
-    fn report(&mut self, images: usize, loss: f64, gradient_norm: f64, seconds: f64) -> Result<StepReport> {
+    fn report(&mut self, images: usize, [loss, gradient_norm]: [f64; 2], seconds: f64) -> Result<()> {
         if !(loss.is_finite() && gradient_norm.is_finite()) {
             let at = format!("epoch {}, step {}", self.progress.epoch + 1, self.progress.step + 1);
             return Err(Error::config(
@@ -289,13 +299,14 @@ impl Trainer {
         p.gradient_norm += gradient_norm;
         p.seconds += seconds;
         let epoch = (p.step * batch >= images).then(|| self.end_epoch(images));
-        Ok(StepReport { loss, gradient_norm, epoch })
+        self.reports.push(StepReport { loss, gradient_norm, epoch });
+        Ok(())
     }
 
     fn step_on_cpu(&mut self, features: &dyn FeatureSource) -> Result<[f64; 2]> {
         let first = self.progress.step * self.config.batch;
-        let order = self.order(features.len());
-        let pictures = &order[first..(first + self.config.batch).min(order.len())];
+        self.shuffle(features.len());
+        let pictures = &self.order[first..features.len().min(first + self.config.batch)];
         let x = self.batch_of(features, pictures);
         let groups = pictures.len().div_ceil(self.config.bn_group);
         let jitter = self.jitter(pictures.len(), groups);
@@ -326,9 +337,9 @@ impl Trainer {
 
     /// Forward and backward: the loss `[1]`; its gradients are in `self.grads`.
     fn gradients(&mut self, x: &Tensor, jitter: Option<&Tensor>, groups: usize) -> Result<Tensor> {
-        let cx = Context::train(&self.params, groups);
+        let cx = Context::train_in(std::mem::take(&mut self.spare), &self.params, groups);
         let loss = self.head.loss(&cx, x, jitter)?;
-        cx.finish(&loss, &mut self.params, &mut self.grads)?;
+        self.spare = cx.finish(&loss, &mut self.params, &mut self.grads)?;
         Ok(loss)
     }
 
@@ -362,7 +373,8 @@ mod tests {
             let mut order: Vec<usize> = vec![];
             for step in 0..trainer.steps_per_epoch(10) {
                 trainer.progress = Progress { epoch, step, ..Progress::default() };
-                order.extend(&trainer.order(10)[step * 3..(step * 3 + 3).min(10)]);
+                trainer.shuffle(10);
+                order.extend(&trainer.order[step * 3..(step * 3 + 3).min(10)]);
             }
             let mut sorted = order.clone();
             sorted.sort_unstable();

@@ -50,7 +50,7 @@ fn trains_as_the_cpu_does(gpu: Gpu) {
         assert_eq!(found.len(), 3);
         let mut graphs = on(&Device::Gpu(gpu.clone()), kind, 1);
         graphs.keep_features(&features).unwrap();
-        assert_eq!(found, losses(&graphs.advance(&features).unwrap()), "{precision:?} {kind:?}: steps that are graphs");
+        assert_eq!(found, losses(graphs.advance(&features).unwrap()), "{precision:?} {kind:?}: steps that are graphs");
         let rounding = f64::from(f32::EPSILON) * precision.coarseness();
         let apart = |moved: &Vec<f64>| cpu.iter().zip(moved).map(|(a, b)| (a - b).abs() / a).fold(0.0, f64::max);
         let sensitivity = moved.iter().map(apart).fold(0.0, f64::max);
@@ -168,7 +168,7 @@ fn features_are_let_go_where_a_step_does_not_fit_beside_them() {
         let features = Drawn::new(images, 5 * 4 * 12);
         let roomy = open(1 << 30);
         let mut streamed = on(&Device::Gpu(roomy.clone()), KINDS[0], 2);
-        let reports: Vec<_> = (0..2).flat_map(|_| streamed.advance(&features).unwrap()).collect();
+        let reports: Vec<_> = (0..2).flat_map(|_| streamed.advance(&features).unwrap().to_vec()).collect();
         // What training needs at the least, and less than the features more.
         let needed = roomy.facts().memory - roomy.free_memory().unwrap();
         let short = open(needed + 4096);
@@ -183,7 +183,7 @@ fn features_are_let_go_where_a_step_does_not_fit_beside_them() {
         found.push(t.step(&features).unwrap());
         assert_eq!(t.kept(), Kept::Streamed(images * 5 * 4 * 12 * 4), "{images} pictures");
         while !t.finished() {
-            found.extend(t.advance(&features).unwrap());
+            found.extend_from_slice(t.advance(&features).unwrap());
         }
         assert_eq!(losses(&found), losses(&reports));
         assert_eq!(bits(&t), bits(&streamed), "{images} pictures");

@@ -137,7 +137,7 @@ fn gradients_find_their_places(gpu: Gpu) {
     let tape = Tape::recording();
     let (leaf, unused, loss) = pass(&tape);
     let mut arena = Storage::upload(&gpu, true, &[7.0; 48]).unwrap();
-    tape.backward_into(&loss, &[(&leaf, 16..32), (&unused, 32..35)], &mut arena).unwrap();
+    tape.backward_into(&loss, [(&leaf, 16..32), (&unused, 32..35)], &mut arena).unwrap();
     let arena = host(&arena);
     assert_eq!(arena[16..32], alone);
     assert_eq!((&arena[..16], &arena[32..35], &arena[35..]), (&[7.0; 16][..], &[0.0; 3][..], &[7.0; 13][..]));

@@ -3,13 +3,13 @@
 //! Everything behind the bytes is a graph, recorded once for each size of batch. A batch that is not full is padded to a
 //! power of two, so that few are recorded; nothing on the device looks at the pictures beside one.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use crate::backbone::{Backbone, ByteInput};
 use crate::device::cuda::{DeviceVec, Gpu, Real, Repeated, Upload};
 use crate::error::Result;
 use crate::nn::shared;
-use crate::storage::Storage;
+use crate::storage::{Shared, Storage};
 use crate::tensor::Tensor;
 
 /// A backbone on a device, for pictures of one size.
@@ -26,7 +26,7 @@ pub(super) struct Extractor<'a> {
 struct Plan {
     batch: usize,
     bytes: Upload<u32>,
-    x: Arc<Storage>,
+    x: Shared,
     features: Repeated<Tensor>,
 }
 
@@ -59,7 +59,7 @@ impl Plan {
         let values: usize = shape.iter().product();
         let mut x: DeviceVec<Real> = gpu.scratch(values)?;
         gpu.zero(&mut x.slice_mut())?;
-        let x = Arc::new(Storage::Reals(x));
+        let x = Shared::new(Storage::Reals(x));
         let input = Tensor::window(shape, x.clone(), 0);
         let features = Repeated::new(gpu, || on.backbone.forward(&input))?;
         // Sides are multiples of 16, so that bytes come in whole words.
@@ -71,7 +71,7 @@ impl Plan {
         let picture = to.len() / self.batch;
         to.chunks_exact_mut(picture).zip(pictures).for_each(|(to, bytes)| to.copy_from_slice(bytes));
         self.bytes.send()?;
-        let x = Arc::get_mut(&mut self.x).ok_or_else(shared)?;
+        let x = self.x.get_mut().ok_or_else(shared)?;
         self.bytes.used(|bytes| on.input.prepare(bytes, x))?;
         let input = || Tensor::window([self.batch, on.size, on.size, 3], self.x.clone(), 0);
         self.features.again(|| on.backbone.forward(&input()))?;

@@ -53,7 +53,7 @@ impl Stages<'_> {
         let Ways::Pictures(ways) = &mut plan.ways else { unreachable!("a plan for pictures") };
         ways[0].fill()?;
         let mut seconds = vec![("upload", started.elapsed().as_secs_f64())];
-        let x = std::sync::Arc::get_mut(&mut plan.x).ok_or_else(shared)?;
+        let x = plan.x.get_mut().ok_or_else(shared)?;
         let mut prepare = || ways[0].used(|bytes| on.input.prepare(bytes, x));
         seconds.push(("prepare", gpu.time(&mut prepare)?));
         let x = Tensor::window(shape, plan.x.clone(), 0);

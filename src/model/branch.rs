@@ -20,6 +20,7 @@
 use super::config::{HeadConfig, MemoryKind};
 use crate::error::Result;
 use crate::nn::{Builder, Context, Id, Init, Pointwise, Role};
+use crate::op::List;
 use crate::ops::{Add, AttentionMemory, EntryRead, GridSample, Kind, NearestEntry};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -99,9 +100,9 @@ impl Branch {
         cx: &Context,
         queries: &Tensor,
         jitter: Option<&Tensor>,
-        codebook: &mut Vec<CodebookTerm>,
+        codebook: &mut List<CodebookTerm>,
     ) -> Result<Tensor> {
-        let stage = |what: &str, t: Tensor| cx.stage(&format!("{}_{what}", self.name), t);
+        let stage = |what: &str, t: Tensor| cx.stage(format_args!("{}_{what}", self.name), t);
         let read = match self.memory {
             Memory::Grid { coord: layers, grid } => {
                 let mut coord = layers[1].forward(cx, &layers[0].forward(cx, queries)?)?;

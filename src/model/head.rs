@@ -12,6 +12,7 @@ use super::branch::{Branch, CodebookTerm};
 use super::config::{HeadConfig, ModelKind};
 use crate::error::Result;
 use crate::nn::{BasicBlock, Builder, Context, MobileBottleneck, Params, Pointwise};
+use crate::op::List;
 use crate::ops::{Concat, GlobalAvgPool, MseLoss, RefinementGate, ScoreMap};
 use crate::tensor::Tensor;
 
@@ -61,7 +62,7 @@ impl Head {
     /// # Errors
     /// When x is not `[N, height, width, channels]` of this head.
     pub fn forward(&self, cx: &Context, x: &Tensor, jitter: Option<&Tensor>) -> Result<Tensor> {
-        self.rebuild(cx, x, jitter, &mut vec![])
+        self.rebuild(cx, x, jitter, &mut List::new())
     }
 
     /// [`Self::forward`], with the terms of the loss that train codebooks.
@@ -70,9 +71,9 @@ impl Head {
         cx: &Context,
         x: &Tensor,
         jitter: Option<&Tensor>,
-        codebook: &mut Vec<CodebookTerm>,
+        codebook: &mut List<CodebookTerm>,
     ) -> Result<Tensor> {
-        let mut reads = vec![];
+        let mut reads = List::new();
         if let Some(global) = &self.global {
             let pooled = cx.tape.apply(GlobalAvgPool {}, &[x])?;
             reads.push(global.read(cx, &pooled, None, codebook)?);
@@ -91,7 +92,7 @@ impl Head {
                 Block::Basic(block) => block.forward(cx, &t)?,
                 Block::Mobile(block) => block.forward(cx, &t)?,
             };
-            t = cx.stage(&format!("block{i}"), t);
+            t = cx.stage(format_args!("block{i}"), t);
         }
         t = cx.stage("reconstruction", self.recover.forward(cx, &t)?);
         if self.config.refine {
@@ -106,7 +107,7 @@ impl Head {
     /// # Errors
     /// As [`Self::forward`].
     pub fn loss(&self, cx: &Context, x: &Tensor, jitter: Option<&Tensor>) -> Result<Tensor> {
-        let mut codebook = vec![];
+        let mut codebook = List::new();
         let refined = self.rebuild(cx, x, jitter, &mut codebook)?;
         let loss = cx.tape.apply(MseLoss {}, &[&refined, x])?;
         codebook.iter().try_fold(loss, |loss, term| cx.tape.apply(MseLoss {}, &[&term.chosen, &term.queries, &loss]))

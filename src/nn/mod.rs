@@ -15,6 +15,7 @@ pub use params::{Builder, Entry, Id, Init, Params, Role};
 pub use pointwise::Pointwise;
 
 use std::cell::RefCell;
+use std::fmt::Display;
 
 use crate::error::Result;
 use crate::storage::Storage;
@@ -50,29 +51,53 @@ pub struct Context<'a> {
     observer: Option<&'a Observer<'a>>,
 }
 
+/// What a finished training pass leaves to the next: the room of its lists, which are empty.
+pub struct Spare {
+    tape: Tape,
+    params: Vec<Tensor>,
+    updates: Vec<norm::RunningUpdate>,
+}
+
+impl Spare {
+    fn of(tape: Tape) -> Self {
+        Spare { tape, params: vec![], updates: vec![] }
+    }
+}
+
+impl Default for Spare {
+    fn default() -> Self {
+        Self::of(Tape::recording())
+    }
+}
+
 impl<'a> Context<'a> {
     /// A training pass: trained parameters become leaves of a recording tape.
     pub fn train(params: &Params, groups: usize) -> Self {
-        Self::new(params, Tape::recording(), Mode::Train { groups })
+        Self::train_in(Spare::default(), params, groups)
+    }
+
+    /// [`Self::train`] in the room that a pass before it took: the same ops allocate nothing again.
+    pub fn train_in(spare: Spare, params: &Params, groups: usize) -> Self {
+        Self::new(params, spare, Mode::Train { groups })
     }
 
     /// A training pass whose graph can be replayed in double precision.
     pub fn replayable(params: &Params, groups: usize) -> Self {
-        Self::new(params, Tape::keeping_all(), Mode::Train { groups })
+        Self::new(params, Spare::of(Tape::keeping_all()), Mode::Train { groups })
     }
 
     /// An evaluation pass: nothing is recorded.
     pub fn eval(params: &Params) -> Self {
-        Self::new(params, Tape::off(), Mode::Eval)
+        Self::new(params, Spare::of(Tape::off()), Mode::Eval)
     }
 
-    fn new(params: &Params, tape: Tape, mode: Mode) -> Self {
-        let on_tape = |(id, e): (Id, &params::Entry)| match e.role {
+    fn new(params: &Params, spare: Spare, mode: Mode) -> Self {
+        let Spare { tape, params: mut on_tape, updates } = spare;
+        on_tape.extend(params.entries().map(|(id, e)| match e.role {
             Role::Statistic => params.tensor(id),
             _ => tape.leaf(&params.tensor(id)),
-        };
-        let params = params.entries().map(on_tape).collect();
-        Context { tape, mode, params, updates: RefCell::default(), observer: None }
+        }));
+        Context { tape, mode, params: on_tape, updates: updates.into(), observer: None }
     }
 
     /// Calls `observer` with the name and value of every stage of a model.
@@ -81,9 +106,9 @@ impl<'a> Context<'a> {
     }
 
     /// Reports a stage to the observer, if there is one, and hands it back.
-    pub fn stage(&self, name: &str, t: Tensor) -> Tensor {
+    pub fn stage(&self, name: impl Display, t: Tensor) -> Tensor {
         if let Some(observe) = self.observer {
-            observe(name, &t);
+            observe(&name.to_string(), &t);
         }
         t
     }
@@ -99,18 +124,19 @@ impl<'a> Context<'a> {
     }
 
     /// Ends a training pass: writes the gradient of `loss` for the trained part of the arena into `grads` and moves
-    /// the running statistics of `params` towards the batch.
+    /// the running statistics of `params` towards the batch. The next pass can take the room of this one.
     ///
     /// # Errors
     /// When `loss` was not recorded by this context, or a device fails.
-    pub fn finish(self, loss: &Tensor, params: &mut Params, grads: &mut Storage) -> Result<()> {
-        let Context { tape, params: leaves, updates, .. } = self;
+    pub fn finish(self, loss: &Tensor, params: &mut Params, grads: &mut Storage) -> Result<Spare> {
+        let Context { tape, params: mut leaves, updates, .. } = self;
         let trained = params.entries().filter(|(_, e)| e.role != Role::Statistic);
-        let places: Vec<_> = trained.map(|(id, entry)| (&leaves[id.0], entry.range.clone())).collect();
-        tape.backward_into(loss, &places, grads)?;
-        drop(places);
+        let places = trained.map(|(id, entry)| (&leaves[id.0], entry.range.clone()));
+        let tape = tape.backward_into(loss, places, grads)?;
         // The leaves share the arena: while they live, changing it would copy it.
-        drop(leaves);
-        updates.into_inner().iter().try_for_each(|u| u.apply(params))
+        leaves.clear();
+        let mut updates = updates.into_inner();
+        updates.drain(..).try_for_each(|u| u.apply(params))?;
+        Ok(Spare { tape, params: leaves, updates })
     }
 }

@@ -4,6 +4,7 @@
 use super::{Builder, Context, Id, Init, Mode, Params, Role};
 use crate::device::cuda::{Grid, launch};
 use crate::error::{Error, Result};
+use crate::op::{List, list};
 use crate::ops::{BatchNorm, BatchNormSqueezeExcite, Kind, Statistics, ghost_group};
 use crate::tensor::Tensor;
 
@@ -100,16 +101,18 @@ impl Norm {
         x: &'t Tensor,
         between: &[&'t Tensor],
         last: &[&'t Tensor],
-    ) -> Vec<&'t Tensor> {
-        let running = match cx.mode {
-            Mode::Train { .. } => vec![],
-            Mode::Eval => vec![cx.param(self.mean), cx.param(self.var)],
-        };
-        [&[x, cx.param(self.gamma), cx.param(self.beta)], between, &running, last].concat()
+    ) -> List<&'t Tensor> {
+        let mut inputs = list([x, cx.param(self.gamma), cx.param(self.beta)]);
+        inputs.extend(between.iter().copied());
+        if cx.mode == Mode::Eval {
+            inputs.extend([cx.param(self.mean), cx.param(self.var)]);
+        }
+        inputs.extend(last.iter().copied());
+        inputs
     }
 
     /// The result out of an op's outputs; its statistics wait for the end of the pass.
-    fn keep_statistics(self, cx: &Context, x: &Tensor, mut y: Vec<Tensor>) -> Tensor {
+    fn keep_statistics(self, cx: &Context, x: &Tensor, mut y: List<Tensor>) -> Tensor {
         if let [_, mean, var, ..] = &y[..] {
             self.keep(cx, x, [mean, var]);
         }

@@ -6,14 +6,13 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
 
 use crate::buffer::Buffer;
 use crate::device::Device;
 use crate::error::Result;
 use crate::rng::Rng;
 use crate::shape::Shape;
-use crate::storage::Storage;
+use crate::storage::{Shared, Storage};
 use crate::tensor::Tensor;
 
 /// Values of a cache line: what vector loads, of the CPU and of a GPU, want a row to start at.
@@ -89,7 +88,7 @@ impl Builder {
             by_name,
             grids: ends[0],
             trained: ends[1].max(ends[0]),
-            values: Arc::new(Storage::Host(values)),
+            values: Shared::new(Storage::Host(values)),
         }
     }
 }
@@ -114,7 +113,7 @@ pub struct Params {
     by_name: HashMap<String, Id>,
     grids: usize,
     trained: usize,
-    values: Arc<Storage>,
+    values: Shared,
 }
 
 impl Params {
@@ -152,8 +151,8 @@ impl Params {
     /// # Panics
     /// If it lies on a device.
     pub fn values_mut(&mut self) -> &mut [f32] {
-        if Arc::get_mut(&mut self.values).is_none() {
-            self.values = Arc::new(Storage::Host(self.values.host().into()));
+        if self.values.get_mut().is_none() {
+            self.values = Shared::new(Storage::Host(self.values.host().into()));
         }
         self.storage_mut().expect("nobody shares the copy").host_mut()
     }
@@ -165,7 +164,7 @@ impl Params {
 
     /// The arena, to be changed where it lies; `None` while tensors share it.
     pub fn storage_mut(&mut self) -> Option<&mut Storage> {
-        Arc::get_mut(&mut self.values)
+        self.values.get_mut()
     }
 
     /// The same parameters on another device; shared, not copied, where they are there already.
@@ -174,7 +173,7 @@ impl Params {
     /// What a device refuses.
     pub fn to(&self, device: &Device) -> Result<Self> {
         let values =
-            if device.holds(&self.values) { self.values.clone() } else { Arc::new(device.copy_of(&self.values)?) };
+            if device.holds(&self.values) { self.values.clone() } else { Shared::new(device.copy_of(&self.values)?) };
         Ok(Params { values, ..self.clone() })
     }
 

@@ -2,6 +2,7 @@
 
 use super::{Builder, Context, Id, Init, Role, WEIGHT_STD};
 use crate::error::Result;
+use crate::op::list;
 use crate::ops::{Kind, PointwiseConv};
 use crate::tensor::Tensor;
 
@@ -37,7 +38,7 @@ impl Pointwise {
     /// # Errors
     /// When x does not end in `from` channels.
     pub fn forward(&self, cx: &Context, x: &Tensor) -> Result<Tensor> {
-        let mut inputs = vec![x, cx.param(self.weight)];
+        let mut inputs = list([x, cx.param(self.weight)]);
         inputs.extend(self.bias.map(|b| cx.param(b)));
         cx.tape.apply(PointwiseConv { act: self.act }, &inputs)
     }

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::device::cpu::{self, sigmoid_f32, simd, simd_fn, tanh_f32};
 use crate::device::cuda::{Gpu, GpuArg, GpuOut, Grid, Values, launch};
 use crate::error::Result;
-use crate::op::{Arg, Case, Op, expect_inputs};
+use crate::op::{Arg, Case, List, Op, expect_inputs, list};
 use crate::real::Real;
 use crate::shape::Shape;
 
@@ -210,9 +210,9 @@ pub struct Activation {
 impl Op for Activation {
     const NAME: &'static str = "activation";
 
-    fn infer(&self, x: &[Shape]) -> Result<Vec<Shape>> {
+    fn infer(&self, x: &[Shape]) -> Result<List<Shape>> {
         expect_inputs::<Self>(x, &[1])?;
-        Ok(vec![x[0]])
+        Ok(list([x[0]]))
     }
 
     fn differentiable(&self, _: usize) -> bool {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::device::cpu;
 use crate::device::cuda::{Gpu, GpuArg, GpuOut, Grid, Values, launch};
 use crate::error::Result;
-use crate::op::{Arg, Case, Op, expect_inputs, expect_shape};
+use crate::op::{Arg, Case, List, Op, expect_inputs, expect_shape, list};
 use crate::real::Real;
 use crate::shape::Shape;
 
@@ -19,10 +19,10 @@ pub struct Add {}
 impl Op for Add {
     const NAME: &'static str = "add";
 
-    fn infer(&self, x: &[Shape]) -> Result<Vec<Shape>> {
+    fn infer(&self, x: &[Shape]) -> Result<List<Shape>> {
         expect_inputs::<Self>(x, &[2])?;
         expect_shape::<Self>("b", x[1], x[0])?;
-        Ok(vec![x[0]])
+        Ok(list([x[0]]))
     }
 
     fn differentiable(&self, _: usize) -> bool {

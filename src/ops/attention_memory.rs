@@ -20,7 +20,7 @@ use crate::device::cuda::{
     DeviceVec, Gpu, GpuArg, GpuOut, Grid, Real as Stored, Slice, Two, Values, launch, sum_in_slabs,
 };
 use crate::error::Result;
-use crate::op::{Arg, Case, Op, expect_inputs, expect_shape, refuse};
+use crate::op::{Arg, Case, List, Op, expect_inputs, expect_shape, list, refuse};
 use crate::real::Real;
 use crate::shape::Shape;
 
@@ -61,7 +61,7 @@ impl Sizes {
 impl Op for AttentionMemory {
     const NAME: &'static str = "attention_memory";
 
-    fn infer(&self, x: &[Shape]) -> Result<Vec<Shape>> {
+    fn infer(&self, x: &[Shape]) -> Result<List<Shape>> {
         expect_inputs::<Self>(x, &[3])?;
         let [query, keys, values] = [x[0], x[1], x[2]];
         let (c, entries) = (query.channels(), keys[0]);
@@ -74,11 +74,10 @@ impl Op for AttentionMemory {
         if values.len() < 2 || values[0] != entries || values.numel() == 0 {
             return refuse::<Self, _>(format!("values must be [{entries}, values..] and not empty, got {values}"));
         }
-        let sizes: Vec<usize> = query[..query.len() - 1].iter().chain(&values[1..]).copied().collect();
-        if sizes.len() > crate::shape::MAX_RANK {
+        let Some(read) = Shape::joined(&query[..query.len() - 1], &values[1..]) else {
             return refuse::<Self, _>(format!("reading {values} by {query} has too many dimensions"));
-        }
-        Ok(vec![Shape::new(&sizes), query.with_channels(entries)])
+        };
+        Ok(list([read, query.with_channels(entries)]))
     }
 
     fn differentiable(&self, _: usize) -> bool {

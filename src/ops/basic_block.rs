@@ -17,7 +17,7 @@ use super::composed::{Defined, Fast, Links, between};
 use super::{BatchNorm, Conv2d, Kind, Statistics};
 use crate::device::cuda::{Gpu, GpuArg, GpuOut, Values};
 use crate::error::Result;
-use crate::op::{Arg, Case, Op, expect_inputs, expect_nhwc, expect_shape, refuse};
+use crate::op::{Arg, Case, List, Op, expect_inputs, expect_nhwc, expect_shape, refuse};
 use crate::real::Real;
 use crate::shape::Shape;
 
@@ -42,7 +42,7 @@ impl BasicBlock {
         let [y, y1, y2, mean1, var1, mean2, var2] = y else { unreachable!("infer promises seven outputs") };
         let like_x = |data| Arg { data, ..x[0] };
         L::forward(&CONV, &x[..2], &mut [y1]);
-        let mut h1 = between(y1.len());
+        let mut h1 = between::<T>(y1.len());
         L::forward(&self.norm(false), &[like_x(y1), x[2], x[3]], &mut [&mut h1, mean1, var1]);
         L::forward(&CONV, &[like_x(&h1), x[4]], &mut [y2]);
         L::forward(&self.norm(true), &[like_x(y2), x[5], x[6], x[0]], &mut [y, mean2, var2]);
@@ -52,8 +52,8 @@ impl BasicBlock {
         let [_, y1, y2, mean1, var1, mean2, var2] = *y else { unreachable!("infer promises seven outputs") };
         let [dx, dw1, dgamma1, dbeta1, dw2, dgamma2, dbeta2] = dx else { unreachable!("infer accepts seven inputs") };
         let like_x = |data| Arg { data, ..x[0] };
-        let [mut h1, mut dz, mut dh, mut residual] = [(); 4].map(|()| between(y1.len()));
-        let [mut mean, mut var] = [(); 2].map(|()| between(mean1.len()));
+        let [mut h1, mut dz, mut dh, mut residual] = [(); 4].map(|()| between::<T>(y1.len()));
+        let [mut mean, mut var] = [(); 2].map(|()| between::<T>(mean1.len()));
 
         let last = [like_x(y2), x[5], x[6], x[0]];
         let out = &mut [Some(&mut dz[..]), dgamma2.take(), dbeta2.take(), Some(&mut residual[..])];
@@ -66,7 +66,7 @@ impl BasicBlock {
         L::backward(&self.norm(false), &first, &[&[], mean1, var1], &dh, out);
         L::backward(&CONV, &x[..2], &[], &dz, &mut [dx.as_deref_mut(), dw1.take()]);
         if let Some(dx) = dx {
-            dx.iter_mut().zip(&residual).for_each(|(dx, &r)| *dx += r);
+            dx.iter_mut().zip(&residual[..]).for_each(|(dx, &r)| *dx += r);
         }
     }
 }
@@ -74,7 +74,7 @@ impl BasicBlock {
 impl Op for BasicBlock {
     const NAME: &'static str = "basic_block";
 
-    fn infer(&self, x: &[Shape]) -> Result<Vec<Shape>> {
+    fn infer(&self, x: &[Shape]) -> Result<List<Shape>> {
         expect_inputs::<Self>(x, &[7])?;
         let (n, h, w, c) = expect_nhwc::<Self>("x", x[0])?;
         let (kernel, channels) = ([3, 3, c, c], [c]);
@@ -94,7 +94,7 @@ impl Op for BasicBlock {
             return refuse::<Self, _>(format!("{} cannot be normalised in {g} ghost groups", x[0]));
         }
         let statistics = Shape::from([g, c]);
-        Ok([[x[0]; 3].as_slice(), &[statistics; 4]].concat())
+        Ok([x[0]; 3].into_iter().chain([statistics; 4]).collect())
     }
 
     fn differentiable(&self, _: usize) -> bool {

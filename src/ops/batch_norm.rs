@@ -25,7 +25,7 @@ use crate::buffer::Buffer;
 use crate::device::cpu::{self, simd};
 use crate::device::cuda::{Gpu, GpuArg, GpuOut, Values};
 use crate::error::Result;
-use crate::op::{Arg, Case, Op, expect_inputs, expect_nhwc, expect_shape, refuse};
+use crate::op::{Arg, Case, List, Op, expect_inputs, expect_nhwc, expect_shape, list, refuse};
 use crate::real::Real;
 use crate::shape::Shape;
 
@@ -110,7 +110,7 @@ impl BatchNorm {
 impl Op for BatchNorm {
     const NAME: &'static str = "batch_norm";
 
-    fn infer(&self, x: &[Shape]) -> Result<Vec<Shape>> {
+    fn infer(&self, x: &[Shape]) -> Result<List<Shape>> {
         expect_inputs::<Self>(x, &[self.residual_at() + self.residual as usize])?;
         let (n, _, _, c) = expect_nhwc::<Self>("x", x[0])?;
         for (name, s) in ["gamma", "beta", "mean", "var"].into_iter().zip(&x[1..self.residual_at()]) {
@@ -123,8 +123,8 @@ impl Op for BatchNorm {
             Statistics::Batch if self.groups == 0 || self.groups > n => {
                 refuse::<Self, _>(format!("{n} images cannot be split into {} ghost groups", self.groups))
             }
-            Statistics::Batch => Ok(vec![x[0], [self.groups, c].into(), [self.groups, c].into()]),
-            Statistics::Running => Ok(vec![x[0]]),
+            Statistics::Batch => Ok(list([x[0], [self.groups, c].into(), [self.groups, c].into()])),
+            Statistics::Running => Ok(list([x[0]])),
         }
     }
 

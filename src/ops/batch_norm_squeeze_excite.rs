@@ -26,7 +26,7 @@ use crate::buffer::Buffer;
 use crate::device::cpu::{self, Matrix, blocked_sums, simd, simd_fn};
 use crate::device::cuda::{Gpu, GpuArg, GpuOut, Values};
 use crate::error::Result;
-use crate::op::{Arg, Case, Op, expect_inputs, expect_nhwc, expect_shape, refuse};
+use crate::op::{Arg, Case, List, Op, expect_inputs, expect_nhwc, expect_shape, list, refuse};
 use crate::real::Real;
 use crate::shape::Shape;
 
@@ -83,59 +83,65 @@ impl<'a, T> Operand<'a, T> {
 }
 
 /// By definition.
-fn plain_product<T: Real>(a: Operand<T>, b: Operand<T>) -> Vec<T> {
+fn plain_product<T: Real>(a: Operand<T>, b: Operand<T>) -> T::Array {
     let ([m, k], [_, n]) = (a.size(), b.size());
     let at = |x: &Operand<T>, i: usize, j: usize| {
         let cols = x.data.len() / x.rows;
         if x.transposed { x.data[j * cols + i] } else { x.data[i * cols + j] }
     };
-    (0..m * n).map(|i| (0..k).map(|j| at(&a, i / n, j) * at(&b, j, i % n)).sum()).collect()
+    let mut c = T::array(m * n);
+    c.iter_mut().enumerate().for_each(|(i, c)| *c = (0..k).map(|j| at(&a, i / n, j) * at(&b, j, i % n)).sum());
+    c
 }
 
-fn fast_product(a: Operand<f32>, b: Operand<f32>) -> Vec<f32> {
+fn fast_product(a: Operand<f32>, b: Operand<f32>) -> Buffer {
     fn matrix<'a>(x: &Operand<'a, f32>) -> Matrix<'a> {
         let m = Matrix::new(x.data, x.rows, x.data.len() / x.rows);
         if x.transposed { m.t() } else { m }
     }
     let ([m, k], [_, n]) = (a.size(), b.size());
-    let mut c = vec![0.0; m * n];
+    let mut c = Buffer::scratch(m * n);
     cpu::gemm_f32(m, n, k, &matrix(&a), &matrix(&b), &mut c, cpu::no_epilogue);
     c
 }
 
 /// The gate of every image and what led to it.
-pub(super) struct Gate<'a, T> {
+pub(super) struct Gate<'a, T: Real> {
     v1: Operand<'a, T>,
     v2: Operand<'a, T>,
-    product: fn(Operand<T>, Operand<T>) -> Vec<T>,
+    product: fn(Operand<T>, Operand<T>) -> T::Array,
     /// Mean of t over each image, `[N, E]`.
-    pooled: Vec<T>,
+    pooled: T::Array,
     /// After the relu, `[N, S]`.
-    hidden: Vec<T>,
+    hidden: T::Array,
     /// Before the hard sigmoid, `[N, E]`.
-    logit: Vec<T>,
+    logit: T::Array,
     /// `[N, E]`.
-    pub gate: Vec<T>,
+    pub gate: T::Array,
 }
 
 impl<'a, T: Real> Gate<'a, T> {
-    fn new(pooled: Vec<T>, v1: Arg<'a, T>, v2: Arg<'a, T>, product: fn(Operand<T>, Operand<T>) -> Vec<T>) -> Self {
+    fn new(pooled: T::Array, [v1, v2]: [Arg<'a, T>; 2], product: fn(Operand<T>, Operand<T>) -> T::Array) -> Self {
         let [v1, v2] = [v1, v2].map(|v| Operand::new(v.data, v.shape[0]));
         let n = pooled.len() / v1.rows;
         let mut hidden = product(Operand::new(&pooled, n), v1);
         hidden.iter_mut().for_each(|h| *h = Kind::Relu.value(*h));
         let logit = product(Operand::new(&hidden, n), v2);
-        let gate = logit.iter().map(|&s| Kind::HardSigmoid.value(s)).collect();
+        let mut gate = T::array(logit.len());
+        gate.iter_mut().zip(&logit[..]).for_each(|(g, &s)| *g = Kind::HardSigmoid.value(s));
         Gate { v1, v2, product, pooled, hidden, logit, gate }
     }
 
     /// From the gradient of the gate to those of the pooled means, v1 and v2.
-    fn backward(&self, dgate: &[T]) -> [Vec<T>; 3] {
+    fn backward(&self, dgate: &[T]) -> [T::Array; 3] {
         let n = self.pooled.len() / self.v1.rows;
-        let dlogit: Vec<T> = dgate.iter().zip(&self.logit).map(|(&d, &z)| d * Kind::HardSigmoid.slope(z)).collect();
+        let mut dlogit = T::array(dgate.len());
+        for ((dlogit, &d), &z) in dlogit.iter_mut().zip(dgate).zip(&self.logit[..]) {
+            *dlogit = d * Kind::HardSigmoid.slope(z);
+        }
         let dlogit = Operand::new(&dlogit, n);
         let mut dhidden = (self.product)(dlogit, self.v2.t());
-        dhidden.iter_mut().zip(&self.hidden).for_each(|(d, &h)| *d *= Kind::Relu.slope(h));
+        dhidden.iter_mut().zip(&self.hidden[..]).for_each(|(d, &h)| *d *= Kind::Relu.slope(h));
         let dhidden = Operand::new(&dhidden, n);
         let dv1 = (self.product)(Operand::new(&self.pooled, n).t(), dhidden);
         let dv2 = (self.product)(Operand::new(&self.hidden, n).t(), dlogit);
@@ -145,14 +151,16 @@ impl<'a, T: Real> Gate<'a, T> {
 
 impl<'a> Gate<'a, f32> {
     /// The gates of images whose means are so far from those of their groups: the mean of t is `a · deviation + beta`.
-    pub fn fast(affine: &Affine, deviation: &[f32], beta: &[f32], [v1, v2]: [Arg<'a, f32>; 2]) -> Self {
+    pub fn fast(affine: &Affine, deviation: &[f32], beta: &[f32], v: [Arg<'a, f32>; 2]) -> Self {
         let c = beta.len();
         let (n, groups) = (deviation.len() / c, affine.a.len() / c);
         let mean = |i: usize| {
             let a = f64::from(affine.a[group_of(n, groups, i / c) * c + i % c]);
             (a * f64::from(deviation[i]) + f64::from(beta[i % c])) as f32
         };
-        Gate::new((0..deviation.len()).map(mean).collect(), v1, v2, fast_product)
+        let mut pooled = Buffer::scratch(deviation.len());
+        pooled.iter_mut().enumerate().for_each(|(i, p)| *p = mean(i));
+        Gate::new(pooled, v, fast_product)
     }
 
     /// From Σ du and Σ du (x − mean) of every image to the gradients of gamma, beta, v1 and v2 that are asked for, and e and
@@ -215,7 +223,7 @@ impl<'a> Gate<'a, f32> {
 impl Op for BatchNormSqueezeExcite {
     const NAME: &'static str = "batch_norm_squeeze_excite";
 
-    fn infer(&self, x: &[Shape]) -> Result<Vec<Shape>> {
+    fn infer(&self, x: &[Shape]) -> Result<List<Shape>> {
         expect_inputs::<Self>(x, &[if self.statistics == Statistics::Batch { 5 } else { 7 }])?;
         let (n, h, w, c) = expect_nhwc::<Self>("x", x[0])?;
         expect_shape::<Self>("gamma", x[1], [c])?;
@@ -229,7 +237,7 @@ impl Op for BatchNormSqueezeExcite {
         if groups == 0 || groups > n || h * w == 0 {
             return refuse::<Self, _>(format!("{} cannot be normalised in {groups} ghost groups", x[0]));
         }
-        Ok(vec![x[0], [groups, c].into(), [groups, c].into(), [n, c].into()])
+        Ok(list([x[0], [groups, c].into(), [groups, c].into(), [n, c].into()]))
     }
 
     fn differentiable(&self, i: usize) -> bool {
@@ -264,8 +272,9 @@ impl Op for BatchNormSqueezeExcite {
         for (i, d) in deviation.iter_mut().enumerate() {
             *d = over(i).map(|j| x[0].data[j] - mean[group[i / c] * c + i % c]).sum::<T>() / positions;
         }
-        let pooled = (0..n * c).map(|i| over(i).map(t).sum::<T>() / positions).collect();
-        let gate = Gate::new(pooled, x[3], x[4], plain_product).gate;
+        let mut pooled = T::array(n * c);
+        pooled.iter_mut().enumerate().for_each(|(i, p)| *p = over(i).map(t).sum::<T>() / positions);
+        let gate = Gate::new(pooled, [x[3], x[4]], plain_product).gate;
         for (i, y) in y.iter_mut().enumerate() {
             *y = Kind::HardSwish.value(t(i) * gate[i / image * c + i % c]);
         }
@@ -277,13 +286,14 @@ impl Op for BatchNormSqueezeExcite {
         let (group, image) = (group_of_image(n, self.statistics.groups(self.groups)), h * w * c);
         let rstd: Vec<T> = var.iter().map(|&v| (v + T::of(self.eps)).sqrt().recip()).collect();
         let positions = T::of((h * w) as f64);
-        let (mut normal, mut pooled) = (vec![T::zero(); dy.len()], vec![T::zero(); n * c]);
+        let (mut normal, mut pooled) = (vec![T::zero(); dy.len()], T::array(n * c));
+        pooled.fill(T::zero());
         for i in 0..dy.len() {
             let s = group[i / image] * c + i % c;
             normal[i] = (x[0].data[i] - mean[s]) * rstd[s];
             pooled[i / image * c + i % c] += (normal[i] * gamma[i % c] + beta[i % c]) / positions;
         }
-        let gate = Gate::new(pooled, x[3], x[4], plain_product);
+        let gate = Gate::new(pooled, [x[3], x[4]], plain_product);
         let (mut dt, mut dgate) = (dy.to_vec(), vec![T::zero(); n * c]);
         for i in 0..dy.len() {
             let (t, j) = (normal[i] * gamma[i % c] + beta[i % c], i / image * c + i % c);

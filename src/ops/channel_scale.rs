@@ -10,7 +10,7 @@ use crate::buffer::Doubles;
 use crate::device::cpu::{blocked_sums, simd, simd_fn};
 use crate::device::cuda::{Gpu, GpuArg, GpuOut, Grid, Values, launch};
 use crate::error::Result;
-use crate::op::{Arg, Case, Op, expect_inputs, expect_nhwc, expect_shape};
+use crate::op::{Arg, Case, List, Op, expect_inputs, expect_nhwc, expect_shape, list};
 use crate::real::Real;
 use crate::shape::Shape;
 
@@ -21,11 +21,11 @@ pub struct ChannelScale {}
 impl Op for ChannelScale {
     const NAME: &'static str = "channel_scale";
 
-    fn infer(&self, x: &[Shape]) -> Result<Vec<Shape>> {
+    fn infer(&self, x: &[Shape]) -> Result<List<Shape>> {
         expect_inputs::<Self>(x, &[2])?;
         let (n, _, _, c) = expect_nhwc::<Self>("x", x[0])?;
         expect_shape::<Self>("g", x[1], [n, c])?;
-        Ok(vec![x[0]])
+        Ok(list([x[0]]))
     }
 
     fn differentiable(&self, _: usize) -> bool {

@@ -35,7 +35,9 @@ impl Links<f32> for Fast {
     }
 }
 
-/// A new array for what a link leaves to the next.
-pub(super) fn between<T: Real>(len: usize) -> Vec<T> {
-    vec![T::nan(); len]
+/// An array for what a link leaves to the next, full of NaN.
+pub(super) fn between<T: Real>(len: usize) -> T::Array {
+    let mut array = T::array(len);
+    array.fill(T::nan());
+    array
 }

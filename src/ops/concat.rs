@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::device::cuda::{Gpu, GpuArg, GpuOut, Grid, Values, launch};
 use crate::error::Result;
-use crate::op::{Arg, Case, Op, expect_inputs, expect_shape};
+use crate::op::{Arg, Case, List, Op, expect_inputs, expect_shape, list};
 use crate::real::Real;
 use crate::shape::Shape;
 
@@ -18,13 +18,13 @@ pub struct Concat {}
 impl Op for Concat {
     const NAME: &'static str = "concat";
 
-    fn infer(&self, x: &[Shape]) -> Result<Vec<Shape>> {
+    fn infer(&self, x: &[Shape]) -> Result<List<Shape>> {
         expect_inputs::<Self>(x, &[2])?;
         if x[0].is_empty() || x[1].is_empty() {
             return crate::op::refuse::<Self, _>("a scalar has no channels");
         }
         expect_shape::<Self>("b", x[1], x[0].with_channels(x[1].channels()))?;
-        Ok(vec![x[0].with_channels(x[0].channels() + x[1].channels())])
+        Ok(list([x[0].with_channels(x[0].channels() + x[1].channels())]))
     }
 
     fn differentiable(&self, _: usize) -> bool {

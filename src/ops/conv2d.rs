@@ -18,7 +18,7 @@ use crate::device::cuda::{
     DeviceVec, Gpu, GpuArg, GpuOut, Real as Stored, Slice, SliceMut, Tiling, Two, Values, launch, sum_in_slabs, wgmma,
 };
 use crate::error::Result;
-use crate::op::{Arg, Case, Op, expect_inputs, expect_nhwc, expect_shape, refuse};
+use crate::op::{Arg, Case, List, Op, expect_inputs, expect_nhwc, expect_shape, list, refuse};
 use crate::real::Real;
 use crate::shape::Shape;
 use crate::storage::Storage;
@@ -193,7 +193,7 @@ fn patches_product(
 impl Op for Conv2d {
     const NAME: &'static str = "conv2d";
 
-    fn infer(&self, x: &[Shape]) -> Result<Vec<Shape>> {
+    fn infer(&self, x: &[Shape]) -> Result<List<Shape>> {
         expect_inputs::<Self>(x, &[2, 3])?;
         let (n, h, w, a) = expect_nhwc::<Self>("x", x[0])?;
         if x[1].len() != 4 || x[1].numel() == 0 {
@@ -204,7 +204,7 @@ impl Op for Conv2d {
             expect_shape::<Self>("bias", *bias, [x[1][3]])?;
         }
         match output_size([h, w], [x[1][0], x[1][1]], self.stride, self.pad) {
-            Some([oh, ow]) => Ok(vec![[n, oh, ow, x[1][3]].into()]),
+            Some([oh, ow]) => Ok(list([[n, oh, ow, x[1][3]].into()])),
             None => refuse::<Self, _>(format!("a kernel {} does not fit {} with {self:?}", x[1], x[0])),
         }
     }

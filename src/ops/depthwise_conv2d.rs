@@ -11,7 +11,7 @@ use super::pointwise_conv::{bias_gradient, defined_through_activation, through_a
 use crate::device::cpu::{self, ConvGeometry, DepthwiseGeometry};
 use crate::device::cuda::{self, DeviceVec, Gpu, GpuArg, GpuOut, Grid, Slice, SliceMut, Values, launch};
 use crate::error::Result;
-use crate::op::{Arg, Case, Op, expect_inputs, expect_nhwc, expect_shape, refuse};
+use crate::op::{Arg, Case, List, Op, expect_inputs, expect_nhwc, expect_shape, list, refuse};
 use crate::real::Real;
 use crate::shape::Shape;
 
@@ -75,7 +75,7 @@ impl DepthwiseConv2d {
 impl Op for DepthwiseConv2d {
     const NAME: &'static str = "depthwise_conv2d";
 
-    fn infer(&self, x: &[Shape]) -> Result<Vec<Shape>> {
+    fn infer(&self, x: &[Shape]) -> Result<List<Shape>> {
         expect_inputs::<Self>(x, &[2, 3])?;
         let (n, h, w, c) = expect_nhwc::<Self>("x", x[0])?;
         if x[1].len() != 3 || x[1].numel() == 0 {
@@ -86,7 +86,7 @@ impl Op for DepthwiseConv2d {
             expect_shape::<Self>("bias", *bias, [c])?;
         }
         match output_size([h, w], [x[1][0], x[1][1]], self.stride, self.pad) {
-            Some([oh, ow]) => Ok(vec![[n, oh, ow, c].into()]),
+            Some([oh, ow]) => Ok(list([[n, oh, ow, c].into()])),
             None => refuse::<Self, _>(format!("a kernel {} does not fit {} with {self:?}", x[1], x[0])),
         }
     }

@@ -10,9 +10,11 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::readers::Readers;
+use crate::buffer::Doubles;
 use crate::device::cuda::{Gpu, GpuArg, GpuOut, Grid, Slabs, Values, launch};
 use crate::error::Result;
-use crate::op::{Arg, Case, Op, expect_inputs, refuse};
+use crate::op::{Arg, Case, List, Op, expect_inputs, list, refuse};
 use crate::real::Real;
 use crate::shape::Shape;
 
@@ -46,17 +48,16 @@ fn sizes(values: Shape) -> (usize, usize) {
 impl Op for EntryRead {
     const NAME: &'static str = "entry_read";
 
-    fn infer(&self, x: &[Shape]) -> Result<Vec<Shape>> {
+    fn infer(&self, x: &[Shape]) -> Result<List<Shape>> {
         expect_inputs::<Self>(x, &[2])?;
         let (values, index) = (x[0], x[1]);
         if values.len() < 2 || values.numel() == 0 {
             return refuse::<Self, _>(format!("values must be [K, values..] and not empty, got {values}"));
         }
-        let sizes: Vec<usize> = index.iter().chain(&values[1..]).copied().collect();
-        if sizes.len() > crate::shape::MAX_RANK {
+        let Some(read) = Shape::joined(&index, &values[1..]) else {
             return refuse::<Self, _>(format!("reading {values} at {index} has too many dimensions"));
-        }
-        Ok(vec![Shape::new(&sizes)])
+        };
+        Ok(list([read]))
     }
 
     fn differentiable(&self, i: usize) -> bool {
@@ -112,21 +113,16 @@ impl Op for EntryRead {
     fn cpu_backward(&self, x: &[Arg<f32>], _: &[&[f32]], dy: &[f32], dx: &mut [Option<&mut [f32]>]) {
         let Some(dvalues) = &mut dx[0] else { return };
         let (entries, n) = sizes(x[0].shape);
-        // Who reads an entry, in their order.
-        let mut readers: Vec<Vec<usize>> = vec![vec![]; entries];
-        for (m, &index) in x[1].data.iter().enumerate() {
-            if let Some(k) = entry(index, entries) {
-                readers[k].push(m);
-            }
-        }
-        dvalues.par_chunks_mut(n).zip(&readers).for_each(|(d, readers)| {
+        let index = x[1].data;
+        let readers = Readers::new(entries, index.len(), index.iter().map(|&index| entry(index, entries)));
+        dvalues.par_chunks_mut(n).enumerate().for_each(|(k, d)| {
             d.par_chunks_mut(SPAN).enumerate().for_each(|(i, d)| {
-                let mut sums = vec![0.0f64; d.len()];
-                for m in readers {
+                let mut sums = Doubles::zeros(d.len());
+                for m in readers.of(k) {
                     let dy = &dy[m * n + i * SPAN..][..d.len()];
                     sums.iter_mut().zip(dy).for_each(|(s, &dy)| *s += f64::from(dy));
                 }
-                d.iter_mut().zip(sums).for_each(|(d, s)| *d = s as f32);
+                d.iter_mut().zip(&sums[..]).for_each(|(d, &s)| *d = s as f32);
             });
         });
     }

@@ -9,7 +9,7 @@ use crate::buffer::Doubles;
 use crate::device::cpu::{blocked_sums, simd, simd_fn};
 use crate::device::cuda::{Gpu, GpuArg, GpuOut, Grid, Values, launch};
 use crate::error::Result;
-use crate::op::{Arg, Case, Op, expect_inputs, expect_nhwc, refuse};
+use crate::op::{Arg, Case, List, Op, expect_inputs, expect_nhwc, list, refuse};
 use crate::real::Real;
 use crate::shape::Shape;
 
@@ -20,13 +20,13 @@ pub struct GlobalAvgPool {}
 impl Op for GlobalAvgPool {
     const NAME: &'static str = "global_avg_pool";
 
-    fn infer(&self, x: &[Shape]) -> Result<Vec<Shape>> {
+    fn infer(&self, x: &[Shape]) -> Result<List<Shape>> {
         expect_inputs::<Self>(x, &[1])?;
         let (n, h, w, c) = expect_nhwc::<Self>("x", x[0])?;
         if h * w == 0 {
             return refuse::<Self, _>(format!("the mean over no positions is undefined, got {}", x[0]));
         }
-        Ok(vec![[n, c].into()])
+        Ok(list([[n, c].into()]))
     }
 
     fn differentiable(&self, _: usize) -> bool {

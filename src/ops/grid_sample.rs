@@ -15,10 +15,12 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::readers::Readers;
+use crate::buffer::Buffer;
 use crate::device::cpu::{simd, simd_fn};
 use crate::device::cuda::{Gpu, GpuArg, GpuOut, Grid, SliceMut, Values, launch};
 use crate::error::Result;
-use crate::op::{Arg, Case, Op, expect_inputs, refuse};
+use crate::op::{Arg, Case, List, Op, expect_inputs, list, refuse};
 use crate::real::Real;
 use crate::shape::Shape;
 
@@ -102,7 +104,7 @@ mod kernel {
 impl Op for GridSample {
     const NAME: &'static str = "grid_sample";
 
-    fn infer(&self, x: &[Shape]) -> Result<Vec<Shape>> {
+    fn infer(&self, x: &[Shape]) -> Result<List<Shape>> {
         expect_inputs::<Self>(x, &[2])?;
         let (grid, coord) = (x[0], x[1]);
         if grid.len() < 3 || grid.numel() == 0 {
@@ -111,11 +113,10 @@ impl Op for GridSample {
         if coord.channels() != 2 || coord.len() < 2 {
             return refuse::<Self, _>(format!("coord must be [.., 2], got {coord}"));
         }
-        let sizes: Vec<usize> = coord[..coord.len() - 1].iter().chain(&grid[2..]).copied().collect();
-        if sizes.len() > crate::shape::MAX_RANK {
+        let Some(read) = Shape::joined(&coord[..coord.len() - 1], &grid[2..]) else {
             return refuse::<Self, _>(format!("reading {grid} at {coord} has too many dimensions"));
-        }
-        Ok(vec![Shape::new(&sizes)])
+        };
+        Ok(list([read]))
     }
 
     fn differentiable(&self, _: usize) -> bool {
@@ -186,32 +187,30 @@ impl Op for GridSample {
     fn cpu_backward(&self, x: &[Arg<f32>], _: &[&[f32]], dy: &[f32], dx: &mut [Option<&mut [f32]>]) {
         let s = Sizes::of(x);
         let [dgrid, dcoord] = dx else { unreachable!("infer accepts two inputs") };
-        let taps: Vec<[Tap<f32>; 4]> = x[1].data.chunks_exact(2).map(|c| taps(c, s.rows, s.cols)).collect();
         if let Some(dcoord) = dcoord {
-            dcoord.par_chunks_mut(2).zip(&taps).zip(dy.par_chunks(s.values)).for_each(|((d, taps), dy)| {
-                let mut sum = [0.0f64; 2];
-                for tap in taps {
-                    let Some(cell) = tap.cell else { continue };
-                    let cell = &x[0].data[cell * s.values..(cell + 1) * s.values];
-                    let dot = cell.chunks(SPAN).zip(dy.chunks(SPAN)).map(|(v, dy)| dot(v, dy)).sum::<f64>();
-                    sum[0] += dot * f64::from(tap.slope[0]);
-                    sum[1] += dot * f64::from(tap.slope[1]);
-                }
-                (d[0], d[1]) = (sum[0] as f32, sum[1] as f32);
-            });
+            dcoord.par_chunks_mut(2).zip(x[1].data.par_chunks(2)).zip(dy.par_chunks(s.values)).for_each(
+                |((d, c), dy)| {
+                    let mut sum = [0.0f64; 2];
+                    for tap in taps(c, s.rows, s.cols) {
+                        let Some(cell) = tap.cell else { continue };
+                        let cell = &x[0].data[cell * s.values..(cell + 1) * s.values];
+                        let dot = cell.chunks(SPAN).zip(dy.chunks(SPAN)).map(|(v, dy)| dot(v, dy)).sum::<f64>();
+                        sum[0] += dot * f64::from(tap.slope[0]);
+                        sum[1] += dot * f64::from(tap.slope[1]);
+                    }
+                    (d[0], d[1]) = (sum[0] as f32, sum[1] as f32);
+                },
+            );
         }
         let Some(dgrid) = dgrid else { return };
-        // Which points read a cell, in their order.
-        let mut readers: Vec<Vec<(usize, f32)>> = vec![vec![]; s.rows * s.cols];
-        for (m, tap) in taps.iter().enumerate().flat_map(|(m, taps)| taps.iter().map(move |t| (m, t))) {
-            if let Some(cell) = tap.cell {
-                readers[cell].push((m, tap.weight));
-            }
-        }
+        let read = || x[1].data.chunks_exact(2).flat_map(|coord| taps(coord, s.rows, s.cols));
+        let mut weights = Buffer::scratch(4 * s.points);
+        weights.iter_mut().zip(read()).for_each(|(weight, tap)| *weight = tap.weight);
+        let readers = Readers::new(s.rows * s.cols, weights.len(), read().map(|tap| tap.cell));
         let gather = |cell: usize, from: usize, d: &mut [f32]| {
             d.fill(0.0);
-            for &(m, weight) in &readers[cell] {
-                add_scaled(simd(), &dy[m * s.values + from..][..d.len()], weight, d);
+            for tap in readers.of(cell) {
+                add_scaled(simd(), &dy[tap / 4 * s.values + from..][..d.len()], weights[tap], d);
             }
         };
         dgrid.par_chunks_mut(s.values).enumerate().for_each(|(cell, d)| {

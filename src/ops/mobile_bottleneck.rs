@@ -20,7 +20,7 @@ use super::composed::{Defined, Links, between};
 use super::{BatchNorm, BatchNormSqueezeExcite, DepthwiseConv2d, Kind, PointwiseConv, Statistics};
 use crate::device::cuda::{Gpu, GpuArg, GpuOut, Values};
 use crate::error::Result;
-use crate::op::{Arg, Case, Op, expect_inputs, expect_nhwc, expect_shape, refuse};
+use crate::op::{Arg, Case, List, Op, expect_inputs, expect_nhwc, expect_shape, refuse};
 use crate::real::Real;
 use crate::shape::Shape;
 
@@ -52,7 +52,7 @@ impl MobileBottleneck {
         };
         let (narrow, wide) = (x[0].shape, x[0].shape.with_channels(x[2].shape[0]));
         L::forward(&CONV, &x[..2], &mut [y1]);
-        let mut h = between(y1.len());
+        let mut h = between::<T>(y1.len());
         L::forward(&self.norm(Kind::HardSwish, false), &[arg(wide, y1), x[2], x[3]], &mut [&mut h, mean1, var1]);
         L::forward(&DEPTHWISE, &[arg(wide, &h), x[4]], &mut [y2]);
         let inputs = [arg(wide, y2), x[5], x[6], x[7], x[8]];
@@ -70,11 +70,11 @@ impl MobileBottleneck {
             unreachable!("infer accepts twelve inputs")
         };
         let (narrow, wide) = (x[0].shape, x[0].shape.with_channels(x[2].shape[0]));
-        let [mut h, mut d, mut dh] = [(); 3].map(|()| between(y1.len()));
-        let [mut mean, mut var, mut far] = [mean2.len(), mean2.len(), deviation.len()].map(between);
+        let [mut h, mut d, mut dh] = [(); 3].map(|()| between::<T>(y1.len()));
+        let [mut mean, mut var, mut far] = [mean2.len(), mean2.len(), deviation.len()].map(between::<T>);
 
         let last = [arg(narrow, y3), x[10], x[11], Arg { shape: narrow, data: &[] }];
-        let mut dy3 = between(y3.len());
+        let mut dy3 = between::<T>(y3.len());
         let out = &mut [Some(&mut dy3[..]), dgamma3.take(), dbeta3.take(), None];
         L::backward(&self.norm(Kind::Identity, true), &last, &[&[], mean3, var3], dy, out);
 
@@ -102,7 +102,7 @@ fn arg<T>(shape: Shape, data: &[T]) -> Arg<'_, T> {
 impl Op for MobileBottleneck {
     const NAME: &'static str = "mobile_bottleneck";
 
-    fn infer(&self, x: &[Shape]) -> Result<Vec<Shape>> {
+    fn infer(&self, x: &[Shape]) -> Result<List<Shape>> {
         expect_inputs::<Self>(x, &[12])?;
         let (n, h, w, c) = expect_nhwc::<Self>("x", x[0])?;
         let (e, s) = (x[1].channels(), x[7].channels());
@@ -128,7 +128,7 @@ impl Op for MobileBottleneck {
         }
         let wide = x[0].with_channels(e);
         let statistics = [[g, e], [g, e], [g, e], [g, e], [g, c], [g, c], [n, e]].map(Shape::from);
-        Ok([&[x[0], wide, wide, x[0]], &statistics[..]].concat())
+        Ok([x[0], wide, wide, x[0]].into_iter().chain(statistics).collect())
     }
 
     fn differentiable(&self, _: usize) -> bool {

@@ -1,4 +1,4 @@
-//! Every op, once: [`REGISTRY`] is what tests, fixtures and benchmarks walk.
+//! Every op, once: [`REGISTRY`] is what tests, fixtures and benchmarks walk, [`AnyOp`] what a tape keeps.
 
 mod activation;
 mod add;
@@ -25,6 +25,7 @@ mod normalise;
 mod normalise_cuda;
 mod on_load;
 mod pointwise_conv;
+mod readers;
 mod refinement_gate;
 mod score_map;
 mod upsample_bilinear;
@@ -53,27 +54,55 @@ pub use score_map::ScoreMap;
 pub use upsample_bilinear::UpsampleBilinear;
 
 use crate::check::Entry;
+use crate::op::RecordedOp;
 
-/// Every op with its judges.
-pub static REGISTRY: &[Entry] = &[
-    Entry::of::<Activation>(),
-    Entry::of::<Add>(),
-    Entry::of::<AttentionMemory>(),
-    Entry::of::<BasicBlock>(),
-    Entry::of::<BatchNorm>(),
-    Entry::of::<BatchNormSqueezeExcite>(),
-    Entry::of::<ChannelScale>(),
-    Entry::of::<Concat>(),
-    Entry::of::<Conv2d>(),
-    Entry::of::<DepthwiseConv2d>(),
-    Entry::of::<EntryRead>(),
-    Entry::of::<GlobalAvgPool>(),
-    Entry::of::<GridSample>(),
-    Entry::of::<MobileBottleneck>(),
-    Entry::of::<MseLoss>(),
-    Entry::of::<NearestEntry>(),
-    Entry::of::<PointwiseConv>(),
-    Entry::of::<RefinementGate>(),
-    Entry::of::<ScoreMap>(),
-    Entry::of::<UpsampleBilinear>(),
-];
+macro_rules! registry {
+    ($($op:ident,)*) => {
+        /// Every op with its judges.
+        pub static REGISTRY: &[Entry] = &[$(Entry::of::<$op>()),*];
+
+        /// One of the ops, by value: as a tape keeps them, all alike and side by side.
+        #[derive(Clone, Debug)]
+        pub enum AnyOp {
+            $(#[doc = concat!("See [`struct@", stringify!($op), "`].")] $op($op),)*
+        }
+
+        impl AnyOp {
+            /// Its type forgotten.
+            pub(crate) fn recorded(&self) -> &dyn RecordedOp {
+                match self {
+                    $(AnyOp::$op(op) => op,)*
+                }
+            }
+        }
+
+        $(impl From<$op> for AnyOp {
+            fn from(op: $op) -> Self {
+                AnyOp::$op(op)
+            }
+        })*
+    };
+}
+
+registry! {
+    Activation,
+    Add,
+    AttentionMemory,
+    BasicBlock,
+    BatchNorm,
+    BatchNormSqueezeExcite,
+    ChannelScale,
+    Concat,
+    Conv2d,
+    DepthwiseConv2d,
+    EntryRead,
+    GlobalAvgPool,
+    GridSample,
+    MobileBottleneck,
+    MseLoss,
+    NearestEntry,
+    PointwiseConv,
+    RefinementGate,
+    ScoreMap,
+    UpsampleBilinear,
+}

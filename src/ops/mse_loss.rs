@@ -6,10 +6,11 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::buffer::Doubles;
 use crate::device::cpu;
 use crate::device::cuda::{Gpu, GpuArg, GpuOut, Grid, Values, launch};
 use crate::error::Result;
-use crate::op::{Arg, Case, Op, expect_inputs, expect_shape, refuse};
+use crate::op::{Arg, Case, List, Op, expect_inputs, expect_shape, list, refuse};
 use crate::real::Real;
 use crate::shape::Shape;
 
@@ -23,7 +24,7 @@ const PART: usize = 8192;
 impl Op for MseLoss {
     const NAME: &'static str = "mse_loss";
 
-    fn infer(&self, x: &[Shape]) -> Result<Vec<Shape>> {
+    fn infer(&self, x: &[Shape]) -> Result<List<Shape>> {
         expect_inputs::<Self>(x, &[2, 3])?;
         expect_shape::<Self>("b", x[1], x[0])?;
         if let Some(other) = x.get(2) {
@@ -32,7 +33,7 @@ impl Op for MseLoss {
         if x[0].numel() == 0 {
             return refuse::<Self, _>("the mean over nothing is undefined");
         }
-        Ok(vec![[1].into()])
+        Ok(list([[1].into()]))
     }
 
     fn differentiable(&self, i: usize) -> bool {
@@ -65,9 +66,10 @@ impl Op for MseLoss {
     }
 
     fn cpu_forward(&self, x: &[Arg<f32>], y: &mut [&mut [f32]]) {
-        let sum = |(a, b): (&[f32], &[f32])| a.iter().zip(b).map(|(&a, &b)| f64::from(a - b).powi(2)).sum::<f64>();
-        let partial: Vec<f64> =
-            x[0].data.par_chunks(cpu::CHUNK).zip(x[1].data.par_chunks(cpu::CHUNK)).map(sum).collect();
+        let [a, b] = [x[0].data, x[1].data];
+        let mut partial = Doubles::scratch(a.len().div_ceil(cpu::CHUNK));
+        let chunks = a.par_chunks(cpu::CHUNK).zip(b.par_chunks(cpu::CHUNK)).zip(&mut partial[..]);
+        chunks.for_each(|((a, b), sum)| *sum = a.iter().zip(b).map(|(&a, &b)| f64::from(a - b).powi(2)).sum());
         let other = x.get(2).map_or(0.0, |other| f64::from(other.data[0]));
         y[0][0] = (partial.iter().sum::<f64>() / x[0].data.len() as f64 + other) as f32;
     }

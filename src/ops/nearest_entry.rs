@@ -14,11 +14,11 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, Doubles};
 use crate::device::cpu::{self, Matrix};
 use crate::device::cuda::{Gpu, GpuArg, GpuOut, Grid, Values, launch};
 use crate::error::Result;
-use crate::op::{Arg, Case, Op, expect_inputs, expect_shape, refuse};
+use crate::op::{Arg, Case, List, Op, expect_inputs, expect_shape, list, refuse};
 use crate::real::Real;
 use crate::shape::Shape;
 
@@ -62,7 +62,7 @@ fn doubt(c: usize, x_norm: f64, key_norm: f64) -> f64 {
 impl Op for NearestEntry {
     const NAME: &'static str = "nearest_entry";
 
-    fn infer(&self, x: &[Shape]) -> Result<Vec<Shape>> {
+    fn infer(&self, x: &[Shape]) -> Result<List<Shape>> {
         expect_inputs::<Self>(x, &[2])?;
         let (c, entries) = (x[0].channels(), x[1][0]);
         if x[0].len() < 2 || c == 0 || entries == 0 {
@@ -72,7 +72,7 @@ impl Op for NearestEntry {
             ));
         }
         expect_shape::<Self>("keys", x[1], [entries, c])?;
-        Ok(vec![Shape::new(&x[0][..x[0].len() - 1])])
+        Ok(list([Shape::new(&x[0][..x[0].len() - 1])]))
     }
 
     fn differentiable(&self, _: usize) -> bool {
@@ -102,7 +102,8 @@ impl Op for NearestEntry {
         let mut products = Buffer::scratch(m * entries);
         let (a, b) = (Matrix::new(x[0].data, m, c), Matrix::new(keys, entries, c));
         cpu::gemm_f32(m, entries, c, &a, &b.t(), &mut products, cpu::no_epilogue);
-        let norms: Vec<f64> = keys.chunks_exact(c).map(norm2).collect();
+        let mut norms = Doubles::scratch(entries);
+        norms.iter_mut().zip(keys.chunks_exact(c)).for_each(|(norm, key)| *norm = norm2(key));
         let longest = norms.iter().fold(0.0f64, |a, b| a.max(*b)).sqrt();
         let rows = y[0].par_iter_mut().zip(products.par_chunks(entries)).zip(x[0].data.par_chunks(c));
         rows.with_min_len(64).for_each(|((y, products), x)| {

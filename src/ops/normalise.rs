@@ -44,6 +44,11 @@ impl Sums {
         [first, second]
     }
 
+    /// Both sums of one part, to be changed.
+    pub fn part_mut(&mut self, part: usize) -> [&mut [f64]; 2] {
+        self.values[2 * part * self.channels..][..2 * self.channels].split_at_mut(self.channels).into()
+    }
+
     /// Both sums of every part.
     pub fn parts_mut(&mut self) -> impl Iterator<Item = [&mut [f64]; 2]> {
         let c = self.channels;

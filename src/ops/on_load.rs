@@ -263,13 +263,16 @@ impl Slots {
         product: impl FnOnce(&(dyn Fn(usize, &mut [f32]) + Sync)),
     ) {
         let (lines, block) = (self.lines, self.block);
-        let slots: Vec<Mutex<[&mut [f64]; 2]>> = self.sums.parts_mut().map(Mutex::new).collect();
+        let slots = Mutex::new(&mut self.sums);
         product(&|first, rows| {
             let n = rows.len() / block.min(self.rows - first);
+            // Summed aside and put in their slot when they are done: no thread waits for more than a copy.
+            let mut found = Sums::new(1, n);
             for (line, run) in lines.runs(first..first + rows.len() / n) {
-                let mut slot = slots[first / block + line].lock().expect("one visit a slot");
-                let [s, t] = &mut *slot;
-                sum(run.start, &mut rows[(run.start - first) * n..(run.end - first) * n], [s, t]);
+                sum(run.start, &mut rows[(run.start - first) * n..(run.end - first) * n], found.part_mut(0));
+                let mut slots = slots.lock().expect("no panic while the lock is held");
+                let slot = slots.part_mut(first / block + line);
+                slot.into_iter().zip(found.of(0)).for_each(|(slot, found)| slot.copy_from_slice(found));
             }
         });
     }

@@ -6,7 +6,7 @@
 //! `dz = dy · act'(z)`, `dx = dz · wᵀ`, `dw = xᵀ · dz`, `dbias = Σ dz`. With an activation, z is computed again: such
 //! layers are the frozen backbone, which is never differentiated, and the small coordinate networks.
 
-use std::borrow::Cow;
+use std::ops::Deref;
 
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +18,7 @@ use crate::device::cuda::{
     sum_in_slabs, wgmma,
 };
 use crate::error::Result;
-use crate::op::{Arg, Case, Op, expect_inputs, expect_shape, refuse};
+use crate::op::{Arg, Case, List, Op, expect_inputs, expect_shape, list, refuse};
 use crate::real::Real;
 use crate::shape::Shape;
 use crate::storage::Storage;
@@ -98,7 +98,7 @@ impl PointwiseConv {
 impl Op for PointwiseConv {
     const NAME: &'static str = "pointwise_conv";
 
-    fn infer(&self, x: &[Shape]) -> Result<Vec<Shape>> {
+    fn infer(&self, x: &[Shape]) -> Result<List<Shape>> {
         expect_inputs::<Self>(x, &[2, 3])?;
         if x[0].len() < 2 || x[0].channels() == 0 || x[1].numel() == 0 {
             return refuse::<Self, _>(format!(
@@ -111,7 +111,7 @@ impl Op for PointwiseConv {
         if let Some(bias) = x.get(2) {
             expect_shape::<Self>("bias", *bias, [b])?;
         }
-        Ok(vec![x[0].with_channels(b)])
+        Ok(list([x[0].with_channels(b)]))
     }
 
     fn differentiable(&self, _: usize) -> bool {
@@ -293,20 +293,36 @@ pub(super) fn defined_through_activation<T: Real>(act: Kind, dy: &[T], forward: 
 }
 
 /// `dz = dy · act'(z)`, fast; without an activation dy itself. `forward` computes z.
-pub(super) fn through_activation(act: Kind, dy: &[f32], forward: impl FnOnce(&mut [f32])) -> Cow<'_, [f32]> {
+pub(super) fn through_activation(act: Kind, dy: &[f32], forward: impl FnOnce(&mut [f32])) -> Gradient<'_> {
     if act == Kind::Identity {
-        return Cow::Borrowed(dy);
+        return Gradient::Given(dy);
     }
-    let (mut z, mut dz) = (Buffer::scratch(dy.len()), vec![0.0; dy.len()]);
+    let [mut z, mut dz] = [(); 2].map(|()| Buffer::scratch(dy.len()));
     forward(&mut z);
     activation_backward(act, &z, dy, &mut dz);
-    Cow::Owned(dz)
+    Gradient::Made(dz)
+}
+
+/// What [`through_activation`] found.
+pub(super) enum Gradient<'a> {
+    Given(&'a [f32]),
+    Made(Buffer),
+}
+
+impl Deref for Gradient<'_> {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        match self {
+            Gradient::Given(dy) => dy,
+            Gradient::Made(dz) => dz,
+        }
+    }
 }
 
 /// Sum over all positions of each channel of dz.
 pub(super) fn bias_gradient(dz: &[f32], dbias: &mut [f32]) {
     let sums = cpu::column_sums(dz, dbias.len());
-    dbias.iter_mut().zip(sums).for_each(|(d, s)| *d = s as f32);
+    dbias.iter_mut().zip(&sums[..]).for_each(|(d, &s)| *d = s as f32);
 }
 
 /// Up to so many outputs have kernels of their own, see `kernels/pointwise_conv.cu`.

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::device::cpu::{simd, simd_fn};
 use crate::device::cuda::{Gpu, GpuArg, GpuOut, Grid, Values, launch};
 use crate::error::Result;
-use crate::op::{Arg, Case, Op, expect_inputs, expect_nhwc, expect_shape};
+use crate::op::{Arg, Case, List, Op, expect_inputs, expect_nhwc, expect_shape, list};
 use crate::real::Real;
 use crate::shape::Shape;
 
@@ -71,11 +71,11 @@ impl RefinementGate {
 impl Op for RefinementGate {
     const NAME: &'static str = "refinement_gate";
 
-    fn infer(&self, x: &[Shape]) -> Result<Vec<Shape>> {
+    fn infer(&self, x: &[Shape]) -> Result<List<Shape>> {
         expect_inputs::<Self>(x, &[2])?;
         expect_nhwc::<Self>("reconstruction", x[0])?;
         expect_shape::<Self>("features", x[1], x[0])?;
-        Ok(vec![x[0]])
+        Ok(list([x[0]]))
     }
 
     fn differentiable(&self, i: usize) -> bool {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::device::cuda::{Gpu, GpuArg, GpuOut, Grid, Values, launch};
 use crate::error::Result;
-use crate::op::{Arg, Case, Op, expect_inputs, expect_nhwc, expect_shape};
+use crate::op::{Arg, Case, List, Op, expect_inputs, expect_nhwc, expect_shape, list};
 use crate::real::Real;
 use crate::shape::Shape;
 
@@ -22,11 +22,11 @@ const WARP: usize = 32;
 impl Op for ScoreMap {
     const NAME: &'static str = "score_map";
 
-    fn infer(&self, x: &[Shape]) -> Result<Vec<Shape>> {
+    fn infer(&self, x: &[Shape]) -> Result<List<Shape>> {
         expect_inputs::<Self>(x, &[2])?;
         expect_nhwc::<Self>("xhat", x[0])?;
         expect_shape::<Self>("x", x[1], x[0])?;
-        Ok(vec![x[0].with_channels(1)])
+        Ok(list([x[0].with_channels(1)]))
     }
 
     fn differentiable(&self, i: usize) -> bool {

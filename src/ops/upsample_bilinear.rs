@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::device::cuda::{Gpu, GpuArg, GpuOut, Grid, Values, launch};
 use crate::error::Result;
-use crate::op::{Arg, Case, Op, expect_inputs, expect_nhwc, refuse};
+use crate::op::{Arg, Case, List, Op, expect_inputs, expect_nhwc, list, refuse};
 use crate::real::Real;
 use crate::shape::Shape;
 
@@ -54,13 +54,13 @@ fn line_grid(lines: usize, columns: usize, channels: usize) -> Grid {
 impl Op for UpsampleBilinear {
     const NAME: &'static str = "upsample_bilinear";
 
-    fn infer(&self, x: &[Shape]) -> Result<Vec<Shape>> {
+    fn infer(&self, x: &[Shape]) -> Result<List<Shape>> {
         expect_inputs::<Self>(x, &[1])?;
         let (n, h, w, c) = expect_nhwc::<Self>("x", x[0])?;
         if h * w * self.height * self.width == 0 {
             return refuse::<Self, _>(format!("{} cannot become {} x {}", x[0], self.height, self.width));
         }
-        Ok(vec![[n, self.height, self.width, c].into()])
+        Ok(list([[n, self.height, self.width, c].into()]))
     }
 
     fn differentiable(&self, _: usize) -> bool {

@@ -10,8 +10,6 @@
 //! graph, recorded once for each number of pictures that a batch can have; what differs from step to step lies in the
 //! buffers, everything else about it is the same in every replay. Both ways give the same bits.
 
-use std::sync::Arc;
-
 use super::feed::Feed;
 use super::{FeatureSource, JITTER_STREAM, TrainConfig, Trainer};
 use crate::buffer::Buffer;
@@ -19,7 +17,7 @@ use crate::device::cuda::{DeviceVec, ElementKind, Gpu, Graph, Grid, Real, launch
 use crate::error::{Error, Result};
 use crate::nn::{Params, shared};
 use crate::optim::{StepSize, Steps};
-use crate::storage::Storage;
+use crate::storage::{Shared, Storage};
 use crate::tensor::Tensor;
 
 /// At most so many steps are done before the host looks at them: a few seconds of a device at work.
@@ -55,7 +53,7 @@ struct Recorded {
 struct Stream {
     feed: Feed,
     /// The batch of the step under way; graphs know the place.
-    x: Arc<Storage>,
+    x: Shared,
 }
 
 /// What a trainer has on a device besides its values.
@@ -171,14 +169,14 @@ impl OnDevice {
             // Recorded steps know the place of another.
             self.graphs.clear();
             self.stream = None;
-            let x = Arc::new(Storage::Reals(self.gpu.scratch(batch * values)?));
+            let x = Shared::new(Storage::Reals(self.gpu.scratch(batch * values)?));
             self.stream = Some(Stream { feed: Feed::new(&self.gpu, batch, values)?, x });
         }
         let Some(Stream { feed, x }) = &mut self.stream else { return Ok(()) };
         if feed.is_empty() {
             feed.feed(features, pictures)?;
         }
-        let x = Arc::get_mut(x).ok_or_else(shared)?;
+        let x = x.get_mut().ok_or_else(shared)?;
         feed.take(&mut x.values_mut().reals().range_mut(0..pictures.len() * values))
     }
 
@@ -238,7 +236,8 @@ impl Trainer {
         let gpu = device.gpu.clone();
         let (batch, first) = (self.config.batch, self.progress.step * self.config.batch);
         let places = first..(first + count * batch).min(features.len());
-        let order = self.order(features.len())[places].to_vec();
+        self.shuffle(features.len());
+        let order = self.order[places].to_vec();
         let size = self.config.step_size(self.progress.epoch);
         device.begin(&order, &self.config, self.optimiser.steps + 1, size)?;
         let batches: Vec<&[usize]> = order.chunks(batch).collect();

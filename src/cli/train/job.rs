@@ -280,12 +280,13 @@ impl Job<'_> {
         while !trainer.finished() {
             let reports = trainer.advance(train)?;
             bar.advance(reports.len());
+            // An epoch can end with the last of them alone.
+            let ended = reports.last().and_then(|report| report.epoch.clone());
             if trainer.kept() != kept {
                 kept = trainer.kept();
                 self.say_kept(kept);
             }
-            // An epoch can end with the last of them alone.
-            if let Some(record) = reports.into_iter().filter_map(|report| report.epoch).next_back() {
+            if let Some(record) = ended {
                 log.push(&record)?;
                 self.say_epoch(&bar, &record);
                 info.record.push(record.summary);

@@ -6,6 +6,8 @@ use rayon::prelude::*;
 use std::cell::Cell;
 use std::ops::Range;
 
+use crate::buffer::Doubles;
+
 /// About how many floats one task should touch: large against the cost of a task, small against the L2 cache.
 const TASK_FLOATS: usize = 32 * 1024;
 
@@ -73,30 +75,29 @@ pub fn par_rows(data: &mut [f32], width: usize, min_rows: usize, f: impl Fn(usiz
 ///
 /// # Panics
 /// If `x` is not a whole number of rows.
-pub fn column_sums(x: &[f32], c: usize) -> Vec<f64> {
+pub fn column_sums(x: &[f32], c: usize) -> Doubles {
     if c == 0 || x.is_empty() {
-        return vec![0.0; c];
+        return Doubles::zeros(c);
     }
     assert!(x.len().is_multiple_of(c), "column_sums: {} floats, rows of {c}", x.len());
     let block = rows_per_task(c).max(64) * c;
-    let sum = |rows: &[f32]| {
-        let mut sums = vec![0.0f64; c];
+    let sum = |(rows, sums): (&[f32], &mut [f64])| {
+        sums.fill(0.0);
         for row in rows.chunks_exact(c) {
             sums.iter_mut().zip(row).for_each(|(s, &v)| *s += f64::from(v));
         }
-        sums
     };
-    let partials: Vec<_> = if x.len() <= block { vec![sum(x)] } else { x.par_chunks(block).map(sum).collect() };
-    add_in_order(partials)
-}
-
-/// Adds vectors of equal length, first to last.
-fn add_in_order(mut partials: Vec<Vec<f64>>) -> Vec<f64> {
-    let (first, rest) = partials.split_first_mut().expect("at least one block of rows");
-    for partial in rest {
-        first.iter_mut().zip(partial.iter()).for_each(|(s, v)| *s += v);
+    let mut partials = Doubles::scratch(x.len().div_ceil(block) * c);
+    if x.len() <= block {
+        sum((x, &mut partials));
+        return partials;
     }
-    std::mem::take(first)
+    x.par_chunks(block).zip(partials.par_chunks_mut(c)).for_each(sum);
+    let mut total = Doubles::zeros(c);
+    for partial in partials.chunks_exact(c) {
+        total.iter_mut().zip(partial).for_each(|(s, v)| *s += v);
+    }
+    total
 }
 
 /// `f(index, chunk)` on every chunk of `size` floats, over threads if `parallel`.
@@ -106,6 +107,37 @@ pub(super) fn chunks(parallel: bool, data: &mut [f32], size: usize, f: impl Fn(u
     } else {
         data.chunks_mut(size).enumerate().for_each(|(i, chunk)| f(i, chunk));
     }
+}
+
+/// `f(i, part i of each array)` for `i` in `range`, over threads. Part i begins `start(i) - start(range.start)` floats into
+/// its array and ends where the next begins. Arrays are halved on the way, so nothing is listed.
+pub(super) fn par_parts<const N: usize>(
+    range: Range<usize>,
+    mut arrays: [&mut [f32]; N],
+    start: &(impl Fn(usize) -> usize + Sync),
+    f: &(impl Fn(usize, [&mut [f32]; N]) + Sync),
+) {
+    match range.len() {
+        0 => {}
+        1 => f(range.start, arrays),
+        len => {
+            let middle = range.start + len / 2;
+            let at = start(middle) - start(range.start);
+            let first = arrays.each_mut().map(|array| array.split_off_mut(..at).expect("parts end within their array"));
+            let halves = [(range.start..middle, first), (middle..range.end, arrays)];
+            let [first, second] = halves.map(|(range, arrays)| || par_parts(range, arrays, start, f));
+            rayon::join(first, second);
+        }
+    }
+}
+
+/// The first `N` chunks of `size` floats.
+///
+/// # Panics
+/// If there are fewer.
+pub(super) fn first_chunks<const N: usize>(data: &mut [f32], size: usize) -> [&mut [f32]; N] {
+    let mut chunks = data.chunks_exact_mut(size);
+    std::array::from_fn(|_| chunks.next().expect("as many chunks as are asked for"))
 }
 
 /// One cache line, so that buffers start on one.
@@ -161,10 +193,29 @@ mod tests {
     }
 
     #[test]
+    fn every_part_of_every_array_is_visited_once() {
+        // Part i has i + 1 floats.
+        let start = |i: usize| i * (i + 1) / 2;
+        for range in [0..0, 0..1, 3..4, 0..7, 2..13] {
+            let mut data = [(); 2].map(|()| vec![f32::NAN; start(range.end) - start(range.start)]);
+            par_parts(range.clone(), data.each_mut().map(|array| &mut array[..]), &start, &|i, parts| {
+                for (k, part) in parts.into_iter().enumerate() {
+                    assert!(part.len() == i + 1 && part.iter().all(|v| v.is_nan()));
+                    part.fill((2 * i + k) as f32);
+                }
+            });
+            for (k, array) in data.iter().enumerate() {
+                let expected = range.clone().flat_map(|i| vec![(2 * i + k) as f32; i + 1]);
+                assert_eq!(*array, expected.collect::<Vec<_>>());
+            }
+        }
+    }
+
+    #[test]
     fn column_sums_are_right_and_reproducible() {
         for (rows, c) in [(1, 1), (1000, 433), (5000, 7), (3, 0), (0, 4)] {
             let x = random(rows * c, 3);
-            let sums = same_bits_for_1_and_2_threads(|| column_sums(&x, c));
+            let sums = same_bits_for_1_and_2_threads(|| column_sums(&x, c).to_vec());
             assert_eq!(sums.len(), c);
             for (j, &s) in sums.iter().enumerate() {
                 let want: f64 = (0..rows).map(|i| f64::from(x[i * c + j])).sum();

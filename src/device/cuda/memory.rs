@@ -13,6 +13,7 @@ use half::bf16;
 use super::graph::GraphMemory;
 use super::{Gpu, Precision, Real};
 use crate::error::Result;
+use crate::op::List;
 
 /// Element types of device arrays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,8 +153,8 @@ impl<T: Element> DeviceVec<T> {
     ///
     /// # Panics
     /// If a part reaches past the end, or two have a value in common.
-    pub fn parts_mut(&mut self, parts: &[Option<Range<usize>>]) -> Vec<Option<SliceMut<'_, T>>> {
-        let named: Vec<&Range<usize>> = parts.iter().flatten().collect();
+    pub fn parts_mut(&mut self, parts: &[Option<Range<usize>>]) -> List<Option<SliceMut<'_, T>>> {
+        let named: List<&Range<usize>> = parts.iter().flatten().collect();
         for (i, a) in named.iter().enumerate() {
             let apart = |b: &&Range<usize>| a.end <= b.start || b.end <= a.start;
             assert!(named[..i].iter().all(apart), "part {a:?} overlaps another of {named:?}");

@@ -39,7 +39,7 @@ use super::conv::{ConvGeometry, TransposedTaps};
 use super::gemm::no_epilogue;
 use super::microkernel::Tile;
 use super::pack::{MAX_DEPTH, Matrix, PackA, PackB};
-use super::rows::with_scratch;
+use super::rows::{first_chunks, par_parts, with_scratch};
 use super::simd::Simd;
 use transform::{LANES, PRODUCTS, Side, data, data_tiles, output_tiles, sums, taps, weight_taps};
 
@@ -160,18 +160,15 @@ impl Places {
 
     /// The transforms of a stretch: `f(row of tiles, its part of each place)`.
     fn fill(&self, rows: Range<usize>, data: &mut [f32], f: impl Fn(usize, &mut [&mut [f32]]) + Sync) {
-        let mut parts: Vec<Vec<&mut [f32]>> = (0..self.rows).map(|_| Vec::with_capacity(PRODUCTS)).collect();
-        for place in data.chunks_exact_mut(self.stride()) {
-            let rows = place.chunks_exact_mut(self.across * self.pitch);
-            parts.iter_mut().zip(rows).for_each(|(part, row)| part.push(row));
-        }
-        parts.par_iter_mut().zip(rows).for_each(|(part, row)| f(row, part));
+        let row = self.across * self.pitch;
+        let places: [_; PRODUCTS] = first_chunks(data, self.stride()).map(|place| &mut place[..self.rows * row]);
+        par_parts(rows, places, &|i| i * row, &|i, mut parts| f(i, &mut parts));
     }
 
     /// The part that row number `i` of a stretch has of each place.
-    fn row<'a>(&self, data: &'a [f32], i: usize) -> Vec<&'a [f32]> {
+    fn row<'a>(&self, data: &'a [f32], i: usize) -> [&'a [f32]; PRODUCTS] {
         let row = self.across * self.pitch;
-        data.chunks_exact(self.stride()).map(|place| &place[i * row..][..row]).collect()
+        std::array::from_fn(|place| &data[place * self.stride() + i * row..][..row])
     }
 }
 
@@ -229,7 +226,6 @@ impl<W: PackB, T: Fn(usize) -> usize + Sync> Weights<W, T> {
         with_scratch(PRODUCTS * self.ci * self.columns(), |u| {
             self.transform(u);
             with_scratch(room, |scratch| {
-                let mut rest = y;
                 for rows in cut.stretches() {
                     let places = Places::new(cut, rows.len(), self.ci.max(self.co));
                     let data = &mut scratch[..PRODUCTS * places.stride()];
@@ -242,18 +238,12 @@ impl<W: PackB, T: Fn(usize) -> usize + Sync> Weights<W, T> {
                             self.multiply(u, product, tiles, places.pitch, block);
                         });
                     });
-                    let mut parts = Vec::with_capacity(rows.len());
-                    for row_of_tiles in rows {
-                        let pixels = cut.pixel_rows(row_of_tiles);
-                        let (part, after) = std::mem::take(&mut rest).split_at_mut(pixels.len() * row);
-                        parts.push((pixels.start * cut.size[1], part));
-                        rest = after;
-                    }
-                    let data = &*data;
-                    parts.into_par_iter().enumerate().for_each(|(i, (first, y))| {
-                        let products = places.row(data, i);
+                    let pixels = cut.pixel_rows(rows.start).start..cut.pixel_rows(rows.end - 1).end;
+                    let (data, y) = (&*data, &mut y[pixels.start * row..pixels.end * row]);
+                    par_parts(rows.clone(), [y], &|i| cut.pixel_rows(i).start * row, &|i, [y]| {
+                        let products = places.row(data, i - rows.start);
                         output_tiles(self.level, &products, places.pitch, cut.size[1], self.co, y);
-                        epilogue(first, y);
+                        epilogue(cut.pixel_rows(i).start * cut.size[1], y);
                     });
                 }
             });

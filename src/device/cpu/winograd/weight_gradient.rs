@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::super::conv::ConvGeometry;
 use super::super::fetch::prefetch;
 use super::super::microkernel::Tile;
-use super::super::rows::with_scratch;
+use super::super::rows::{first_chunks, par_parts, with_scratch};
 use super::super::simd::Simd;
 use super::transform::{LANES, PRODUCTS, data_tiles, gradient_tiles, weight_sums};
 use super::{Cut, Places};
@@ -41,12 +41,12 @@ pub fn backward_weight_at(level: Simd, g: &ConvGeometry, x: &[f32], dy: &[f32], 
             });
         });
         let sums = &*sums;
-        rows_of_taps(dw, g.ci, g.co).into_par_iter().enumerate().for_each(|(i, mut taps)| {
+        let taps: [_; 9] = first_chunks(dw, g.ci * g.co);
+        par_parts(0..g.ci.div_ceil(ROWS), taps, &|i| i * ROWS * g.co, &|i, mut taps| {
             for row in 0..taps[0].len() / g.co {
-                let products: Vec<&[f32]> =
-                    sums.chunks_exact(place).map(|sums| &sums[(i * ROWS + row) * pitch..][..pitch]).collect();
-                let mut dw: Vec<&mut [f32]> =
-                    taps.iter_mut().map(|tap| &mut tap[row * g.co..(row + 1) * g.co]).collect();
+                let at = (i * ROWS + row) * pitch;
+                let products: [_; PRODUCTS] = std::array::from_fn(|p| &sums[p * place + at..][..pitch]);
+                let mut dw = taps.each_mut().map(|tap| &mut tap[row * g.co..(row + 1) * g.co]);
                 weight_sums(level, &products, &mut dw);
             }
         });
@@ -96,13 +96,4 @@ fn pack(tiles: usize, from: &[f32], pitch: usize, width: usize, columns: usize, 
             }
         }
     }
-}
-
-/// `dw: [9, ci, co]` as blocks of [`ROWS`] of ci, each with its part of every tap.
-fn rows_of_taps(dw: &mut [f32], ci: usize, co: usize) -> Vec<Vec<&mut [f32]>> {
-    let mut blocks: Vec<Vec<&mut [f32]>> = (0..ci.div_ceil(ROWS)).map(|_| Vec::with_capacity(9)).collect();
-    for tap in dw.chunks_exact_mut(ci * co) {
-        blocks.iter_mut().zip(tap.chunks_mut(ROWS * co)).for_each(|(block, rows)| block.push(rows));
-    }
-    blocks
 }

@@ -86,7 +86,12 @@ impl Replay {
             let mut dx: Vec<Option<Vec<f64>>> =
                 node.inputs.iter().map(|(s, id, _)| id.map(|_| vec![f64::NAN; s.numel()])).collect();
             let dy = std::mem::take(&mut grads[i]);
-            op.recorded().define_backward(&x, &y, &dy, &mut dx.iter_mut().map(Option::as_deref_mut).collect::<Vec<_>>());
+            op.recorded().define_backward(
+                &x,
+                &y,
+                &dy,
+                &mut dx.iter_mut().map(Option::as_deref_mut).collect::<Vec<_>>(),
+            );
             for ((_, id, _), dx) in node.inputs.iter().zip(dx) {
                 if let (Some(id), Some(dx)) = (id, dx) {
                     grads[*id].iter_mut().zip(dx).for_each(|(g, d)| *g += d);

@@ -145,7 +145,19 @@ impl Trainer {
     pub fn resume(head: Head, params: Params, optimiser: AdamW, config: TrainConfig, progress: Progress) -> Self {
         let grads = Storage::Host(Buffer::filled(params.trained_range().len(), 0.0));
         let (spare, order, reports) = Default::default();
-        Trainer { head, params, optimiser, config, progress, graphs: true, grads, spare, order, reports, on_device: None }
+        Trainer {
+            head,
+            params,
+            optimiser,
+            config,
+            progress,
+            graphs: true,
+            grads,
+            spare,
+            order,
+            reports,
+            on_device: None,
+        }
     }
 
     /// Moves it to another device, to go on there; where it is already, nothing is copied.

@@ -3,6 +3,10 @@
 //! Random factors, two threads. The two take turns, each first in every other pair, and what is printed is the median over
 //! the pairs of our time divided by theirs: below 1 ours is faster. The crate takes AVX-512 wherever the machine has it, so
 //! compare at `GRAD_SIMD=avx2` only on a machine without.
+//!
+//! On an AMD EPYC with AVX-512 ours takes 0.97 to 1.09 of the crate's time. The crate is not used: in the models an operand
+//! of each of these products is made while it is packed, and sums are taken of the result while it is in cache; with the
+//! crate both would be walks over memory, which take longer than what it gains.
 
 use std::hint::black_box;
 use std::time::Instant;

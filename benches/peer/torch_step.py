@@ -74,8 +74,10 @@ class Head(nn.Module):
         n, c, h, w = x.shape
         where, local = self.global_coord(x.mean((2, 3))).float(), self.local_coord(x).permute(0, 2, 3, 1).float()
         if self.tuned:
-            g = (bilinear_weights(where, 4) @ self.global_grid.t()).view(n, c, h, w)
-            l = (bilinear_weights(local, 8) @ self.local_grid.t()).permute(0, 3, 1, 2)
+            # Weights are computed in f32; grids that are stored in bf16 are multiplied in it.
+            kind = self.global_grid.dtype
+            g = (bilinear_weights(where, 4).to(kind) @ self.global_grid.t()).view(n, c, h, w)
+            l = (bilinear_weights(local, 8).to(kind) @ self.local_grid.t()).permute(0, 3, 1, 2)
             return torch.cat([g, l], 1).contiguous(memory_format=torch.channels_last)
         maps, cells = self.global_grid.view(1, -1, 4, 4), self.local_grid.view(1, c, 8, 8)
         g = F.grid_sample(maps, where.view(1, n, 1, 2), align_corners=False)
